@@ -1,0 +1,43 @@
+# Every target makes its own environment in .venv; nothing else needs to be installed than Python 3.11+ with venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test test-slow check lint types layers bench clean
+
+demo: $(READY)  ## tune a real 135M language model over three clients, about five minutes on two cores
+	$(BIN)/fedmezo run configs/demo.toml
+
+test: $(READY)  ## the test suite (no network, no GPU)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the tests that need minutes or the real 135M model
+	$(BIN)/python -m pytest -m slow
+
+check: lint types layers test  ## everything a change must pass
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## memory and speed as ratios, measured in one run
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

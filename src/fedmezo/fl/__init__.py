@@ -1,0 +1,1 @@
+"""Federated algorithms as values: four pure functions over explicit state."""

@@ -1,0 +1,162 @@
+"""What a federated algorithm is, and the messages it speaks."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from fedmezo.errors import RunError
+from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.noise import Law
+from fedmezo.zo.params import Params
+from fedmezo.zo.seedsum import DenseDelta, Update
+
+__all__ = ["Algorithm", "Bench", "Point", "Reply", "Task"]
+
+MAX_SLOPES = 1 << 24
+
+
+def _require(good: bool, sentence: str) -> None:  # noqa: FBT001
+    if not good:
+        raise RunError(sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the server asks of one client in one round.
+
+    Attributes:
+      round: round number t, from 0.
+      client: stable client number.
+      seed: the run's seed; with (round, client, step, direction) it names every direction, so none travels.
+      rate: learning rate eta_i.
+      mu: perturbation scale.
+      steps: local steps H.
+      directions: directions averaged per step, n.
+      clip: limit on |slope|; inf for none; 0 for "unknown yet: use the walk's own running scale".
+      multiple: how many robust scales the walk's own running limit is, when `clip` is 0.
+      law: law of z.
+      estimator: "two-point", "forward" (factor 1/mu) or "forward-half" (Eq. 2 as printed).
+      dense: whether the reply carries the walk written out.
+
+    Raises:
+      RunError: a field is out of range.
+    """
+
+    round: int
+    client: int
+    seed: int
+    rate: float
+    mu: float
+    steps: int
+    directions: int = 1
+    clip: float = math.inf
+    multiple: float = 3.0
+    law: Law = "gaussian"
+    estimator: Estimator = "two-point"
+    dense: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        _require(0 <= self.round < 2**32, f"Task.round must be in [0, 2**32), got {self.round}.")
+        _require(0 <= self.client < 2**32, f"Task.client must be in [0, 2**32), got {self.client}.")
+        _require(0 <= self.seed < 2**64, f"Task.seed must be in [0, 2**64), got {self.seed}.")
+        _require(math.isfinite(self.rate) and self.rate >= 0, f"Task.rate must be finite and >= 0, got {self.rate}.")
+        _require(math.isfinite(self.mu) and self.mu > 0, f"Task.mu must be finite and > 0, got {self.mu}.")
+        _require(self.steps >= 1 and self.directions >= 1, "Task.steps and Task.directions must be at least 1.")
+        _require(self.steps * self.directions <= MAX_SLOPES, "Task: steps * directions must be at most 2**24.")
+        _require(self.clip >= 0, f"Task.clip must be >= 0 or inf, got {self.clip}.")
+        _require(math.isfinite(self.multiple) and self.multiple > 0, f"Task.multiple must be > 0, got {self.multiple}.")
+        _require(self.law in ("gaussian", "rademacher"), f"Task.law must be gaussian or rademacher, got {self.law!r}.")
+        known = ("two-point", "forward", "forward-half")
+        _require(self.estimator in known, f"Task.estimator must be one of {known}, got {self.estimator!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one client answers.
+
+    Attributes:
+      round: the task's round.
+      client: the task's client.
+      examples: training examples the walk used.
+      loss: mean over finite steps of the loss around the walk's points, nats; nan when every step was skipped.
+      slopes: steps * directions raw slopes, float32, before clipping; nan where a loss was not finite (step skipped).
+      delta: the walk written out, for dense transport only.
+    """
+
+    round: int
+    client: int
+    examples: int
+    loss: float
+    slopes: tuple[float, ...]
+    delta: DenseDelta | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        _require(0 <= self.round < 2**32, f"Reply.round must be in [0, 2**32), got {self.round}.")
+        _require(0 <= self.client < 2**32, f"Reply.client must be in [0, 2**32), got {self.client}.")
+        _require(0 <= self.examples < 2**32, f"Reply.examples must be in [0, 2**32), got {self.examples}.")
+        _require(not any(map(math.isinf, self.slopes)), "Reply.slopes must be finite, or nan for a skipped step.")
+        _require(len(self.slopes) <= MAX_SLOPES, f"Reply.slopes must hold at most 2**24 values, got {len(self.slopes)}.")
+
+    @property
+    def skipped(self) -> int:
+        """How many slopes were skipped because a loss was not finite."""
+        return sum(map(math.isnan, self.slopes))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where to evaluate a loss: params + offset * z(seed), on the batch of (client, round, step)."""
+
+    params: Params
+    seed: int
+    offset: float
+    client: int
+    round: int
+    step: int
+
+
+class Bench(Protocol):
+    """A frozen base model, and private copies of the trainable parameters, lent for the length of one call."""
+
+    @property
+    def params(self) -> Params:
+        """The global model's trainable parameters; a client only reads them."""
+
+    @property
+    def capacity(self) -> int:
+        """How many private copies may be open at once."""
+
+    def open(self, count: int) -> AbstractContextManager[Sequence[Params]]:
+        """Lends `count` private copies that start equal to `params`; afterwards `params` has its old bits."""
+
+    def losses(self, points: Sequence[Point]) -> list[float]:
+        """Returns the loss at each point, as many points per forward pass as the lanes allow."""
+
+    def examples(self, client: int, round: int, step: int) -> int:  # noqa: A002
+        """Returns how many examples the batch of (client, round, step) holds."""
+
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Algorithm(Generic[S]):
+    """A federated algorithm as a value; variants are functions that take one and return one.
+
+    Attributes:
+      init: the server's state before round 0.
+      plan: (state, the clients that are there) -> one task per client of this round's cohort.
+      client: (tasks, bench) -> one reply per task; leaves the bench's parameters bit for bit as they were.
+      aggregate: (state, replies) -> (next state, what the round adds to the model). Replies come in any order.
+      slow_down: (state, factor) -> the state with every later rate multiplied by `factor`; for guards.
+    """
+
+    init: Callable[[], S]
+    plan: Callable[[S, Sequence[int]], Sequence[Task]]
+    client: Callable[[Sequence[Task], Bench], Sequence[Reply]]
+    aggregate: Callable[[S, Sequence[Reply]], tuple[S, Update]]
+    slow_down: Callable[[S, float], S]

@@ -1,0 +1,53 @@
+"""The loss-surge guard: notices a run that is going up instead of down.
+
+Every constant rate that learns fast surges some day, so the guard compares a median of three round losses with the
+lowest one so far. The margin is six robust standard deviations of the round-to-round change, at least 15 % of the
+level: client sampling alone moves a round's loss by less.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from fedmezo.zo.estimate import robust_scale
+
+__all__ = ["Guard", "OnSurge"]
+
+OnSurge = Literal["warn", "halve", "rollback"]
+_WINDOW = 3
+_HISTORY = 64
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The losses of a run so far; frozen, `observe` returns the next one.
+
+    Attributes:
+      losses: (round, mean training loss) of recent finite rounds, newest last.
+      floor: lowest median of three seen since the last surge; inf before three rounds.
+      best: round at which the floor was seen.
+    """
+
+    losses: tuple[tuple[int, float], ...] = ()
+    floor: float = math.inf
+    best: int = 0
+
+    def observe(self, round_number: int, loss: float) -> tuple["Guard", bool]:
+        """Returns the guard after one round, and whether the loss has surged; it then starts afresh at that level."""
+        if not math.isfinite(loss):
+            return Guard(best=self.best), True
+        losses = (*self.losses, (round_number, loss))[-_HISTORY:]
+        if len(losses) < _WINDOW:
+            return Guard(losses, self.floor, self.best), False
+        level = median(value for _, value in losses[-_WINDOW:])
+        if level > self.floor + self._margin(losses):
+            return Guard(best=self.best), True
+        if level < self.floor:
+            return Guard(losses, level, round_number), False
+        return Guard(losses, self.floor, self.best), False
+
+    def _margin(self, losses: tuple[tuple[int, float], ...]) -> float:
+        before = losses[:-_WINDOW]
+        changes = [b[1] - a[1] for a, b in zip(before, before[1:], strict=False)]
+        return max(6 * robust_scale(changes), 0.15 * abs(self.floor))

@@ -1,0 +1,1 @@
+"""Backends of the noise contract; every one reproduces the same bits."""
