@@ -45,7 +45,16 @@ def test_five_rounds_match_the_numpy_twin(clip, directions):
 
     start = {name: t.double().numpy() for name, t in quadratic_params()}
     trajectory = twin(
-        start, loss, rounds=5, clients=CLIENTS, run_seed=5, rate=0.02, mu=1e-2, steps=4, directions=directions, clip=clip
+        start,
+        loss,
+        rounds=5,
+        clients=CLIENTS,
+        run_seed=5,
+        rate=0.02,
+        mu=1e-2,
+        steps=4,
+        directions=directions,
+        clip=clip,
     )
     # Float32 masters and 11-bit coefficients against exact float64: 2**-11 of each step.
     for name, tensor in got:

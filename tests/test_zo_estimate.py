@@ -100,7 +100,7 @@ def test_the_second_moment_is_d_plus_2_on_an_mlp():
 
 
 def test_forward_difference_has_the_gradient_as_mean_and_half_of_it_as_printed():
-    loss, gradient, curvature = quadratic(20)
+    loss, gradient, _ = quadratic(20)
     x = torch.full((20,), 0.5, dtype=torch.float64)
     g, mu, count = gradient(x), 1e-3, 20_000
     full = samples(loss, x, mu=mu, count=count, estimate=forward_difference).mean(0)

@@ -130,7 +130,9 @@ def test_large_tensors_have_the_same_bits_with_any_number_of_threads():
     torch.set_num_threads(2)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-    assert torch.equal(results[0] * 2, torch_ops.entries(1, 9, start=0, size=size, law="gaussian", device=results[0].device))
+    assert torch.equal(
+        results[0] * 2, torch_ops.entries(1, 9, start=0, size=size, law="gaussian", device=results[0].device)
+    )
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e30, max_value=1e30))

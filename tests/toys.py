@@ -36,7 +36,7 @@ class ToyBench:
             lane_(moved[name], tensor, name=name, seed=point.seed, offset=point.offset, law=self.law)
         return self._loss(moved, point.client, point.round, point.step)
 
-    def examples(self, client: int, round: int, step: int) -> int:  # noqa: A002
+    def examples(self, client: int, round: int, step: int) -> int:
         return self._batch
 
 
@@ -45,7 +45,7 @@ def quadratic_params() -> Params:
     return Params({"b": torch.randn(4, 5, generator=generator), "a": torch.randn(7, generator=generator)})
 
 
-def quadratic_loss(tensors: dict[str, Tensor], client: int, round: int, step: int) -> float:  # noqa: A002
+def quadratic_loss(tensors: dict[str, Tensor], client: int, round: int, step: int) -> float:
     """1/2 |theta - client|^2 in float64: client optima at 0, 1, 2, ..."""
     return 0.5 * sum(float(((t.double() - client) ** 2).sum()) for t in tensors.values())
 

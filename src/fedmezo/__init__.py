@@ -1,8 +1,83 @@
-"""Federated fine-tuning of language models with forward passes only."""
+"""Federated fine-tuning of language models with forward passes only.
 
-from fedmezo import errors
+    import fedmezo
+
+    config = fedmezo.load_config("configs/demo.toml", overrides=["federation.rounds=5"])
+    summary = fedmezo.run(config)
+    print(summary.eval["start"]["loss"], "->", summary.eval["end"]["loss"])
+
+The names below are loaded when first used, so `import fedmezo` stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fedmezo.errors import FedMeZOError
 
-__all__ = ["FedMeZOError", "errors", "__version__"]
+if TYPE_CHECKING:
+    from fedmezo.fl.fedmezo import Settings, fedmezo
+    from fedmezo.models.load import fetch, load_model
+    from fedmezo.runtime.journal import Journal
+    from fedmezo.runtime.simulate import RoundReport, simulate
+    from fedmezo.studies.build import build
+    from fedmezo.studies.config import Config, load_config
+    from fedmezo.studies.plan import plan
+    from fedmezo.studies.run import Summary, evaluate, export, resume, rollback, run, verify
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "fedmezo.studies.config",
+    "Journal": "fedmezo.runtime.journal",
+    "RoundReport": "fedmezo.runtime.simulate",
+    "Settings": "fedmezo.fl.fedmezo",
+    "Summary": "fedmezo.studies.run",
+    "build": "fedmezo.studies.build",
+    "evaluate": "fedmezo.studies.run",
+    "export": "fedmezo.studies.run",
+    "fedmezo": "fedmezo.fl.fedmezo",
+    "fetch": "fedmezo.models.load",
+    "load_config": "fedmezo.studies.config",
+    "load_model": "fedmezo.models.load",
+    "plan": "fedmezo.studies.plan",
+    "resume": "fedmezo.studies.run",
+    "rollback": "fedmezo.studies.run",
+    "run": "fedmezo.studies.run",
+    "simulate": "fedmezo.runtime.simulate",
+    "verify": "fedmezo.studies.run",
+}
+
+__all__ = [
+    "Config",
+    "FedMeZOError",
+    "Journal",
+    "RoundReport",
+    "Settings",
+    "Summary",
+    "__version__",
+    "build",
+    "evaluate",
+    "export",
+    "fedmezo",
+    "fetch",
+    "load_config",
+    "load_model",
+    "plan",
+    "resume",
+    "rollback",
+    "run",
+    "simulate",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its home module the first time it is used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedmezo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Returns the public names."""
+    return sorted(__all__)

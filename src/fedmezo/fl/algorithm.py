@@ -99,7 +99,9 @@ class Reply:
         _require(0 <= self.client < 2**32, f"Reply.client must be in [0, 2**32), got {self.client}.")
         _require(0 <= self.examples < 2**32, f"Reply.examples must be in [0, 2**32), got {self.examples}.")
         _require(not any(map(math.isinf, self.slopes)), "Reply.slopes must be finite, or nan for a skipped step.")
-        _require(len(self.slopes) <= MAX_SLOPES, f"Reply.slopes must hold at most 2**24 values, got {len(self.slopes)}.")
+        _require(
+            len(self.slopes) <= MAX_SLOPES, f"Reply.slopes must hold at most 2**24 values, got {len(self.slopes)}."
+        )
 
     @property
     def skipped(self) -> int:
@@ -136,7 +138,7 @@ class Bench(Protocol):
     def losses(self, points: Sequence[Point]) -> list[float]:
         """Returns the loss at each point, as many points per forward pass as the lanes allow."""
 
-    def examples(self, client: int, round: int, step: int) -> int:  # noqa: A002
+    def examples(self, client: int, round: int, step: int) -> int:
         """Returns how many examples the batch of (client, round, step) holds."""
 
 

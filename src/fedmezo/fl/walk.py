@@ -90,7 +90,7 @@ class _Walker:
 def take_walks(tasks: Sequence[Task], bench: Bench) -> list[Reply]:
     """Returns one reply per task: H steps of two-point descent each, many clients per forward pass.
 
-    Memory is bounded by the bench's capacity whatever the number of clients. The bench's own parameters keep their bits.
+    Memory is bounded by the bench's capacity whatever the number of clients. The bench's parameters keep their bits.
 
     Source: section 3.2 and Eq. 4 of arXiv:2402.05926.
     """

@@ -7,6 +7,7 @@ level: client sampling alone moves a round's loss by less.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Literal
 
@@ -26,7 +27,7 @@ class Guard:
     Attributes:
       losses: (round, mean training loss) of recent finite rounds, newest last.
       floor: lowest median of three seen since the last surge; inf before three rounds.
-      best: round at which the floor was seen.
+      best: how many rounds were complete when the lowest loss around the floor was seen; where to roll back to.
     """
 
     losses: tuple[tuple[int, float], ...] = ()
@@ -44,10 +45,12 @@ class Guard:
         if level > self.floor + self._margin(losses):
             return Guard(best=self.best), True
         if level < self.floor:
-            return Guard(losses, level, round_number), False
+            # The loss of round k is that of the model with k rounds behind it.
+            best, _ = min(losses[-_WINDOW:], key=lambda seen: seen[1])
+            return Guard(losses, level, best), False
         return Guard(losses, self.floor, self.best), False
 
     def _margin(self, losses: tuple[tuple[int, float], ...]) -> float:
         before = losses[:-_WINDOW]
-        changes = [b[1] - a[1] for a, b in zip(before, before[1:], strict=False)]
+        changes = [later[1] - earlier[1] for earlier, later in pairwise(before)]
         return max(6 * robust_scale(changes), 0.15 * abs(self.floor))

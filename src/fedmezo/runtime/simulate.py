@@ -3,8 +3,8 @@
     for report in simulate(algorithm, bench, journal, clients=clients, rounds=20, evaluate=evaluate):
         print(report.round, report.loss)
 
-Every message goes through its wire bytes, every round is journaled before the caller sees it, so the caller may stop, or
-be stopped, at any point and go on later with the same bits.
+Every message goes through its wire bytes and every round is journaled before the caller sees it, so the caller may
+stop, or be stopped, at any point and go on later with the same bits.
 """
 
 import math
@@ -14,13 +14,13 @@ from statistics import fmean
 from typing import Generic, Protocol, TypeVar
 
 import torch
+from fedmezo.runtime.journal import SLOW, Entry, Journal, Round, replay
+from fedmezo.runtime.wire import News, decode_reply, decode_task, encode_reply, encode_task
 
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm, Bench, Task
 from fedmezo.runtime.guard import Guard, OnSurge
-from fedmezo.runtime.journal import Entry, Journal, Round, replay
 from fedmezo.runtime.meter import Stopwatch
-from fedmezo.runtime.wire import News, decode_reply, decode_task, encode_reply, encode_task
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import apply_
 
@@ -28,6 +28,7 @@ __all__ = ["MeteredBench", "RoundReport", "Simulation", "simulate"]
 
 S = TypeVar("S")
 Evaluate = Callable[[], Mapping[str, Mapping[str, float]]]
+_SLOWEST = 2.0**-20
 START = -1  # the round number under which the untrained model's evaluation is kept
 
 
@@ -194,7 +195,10 @@ class Simulation(Generic[S]):
         if skipped:
             yield "skipped", f"{skipped} directions skipped: a loss was not finite; lower rate or mu, or use float32"
         if all(slope == 0 for entry in entries for slope in entry.reply.slopes):
-            yield "zero-slope", "every slope was exactly 0: the loss does not depend on the trained parameters, or mu is too small"
+            yield (
+                "zero-slope",
+                "every slope was 0: the loss does not depend on the trained parameters, or mu is too small",
+            )
         if all(entry.task.rate == 0 for entry in entries):
             yield "zero-rate", "the learning rate was 0 for every client"
         if surged:
@@ -202,12 +206,17 @@ class Simulation(Generic[S]):
 
     def _slow_down_(self, *, roll_back: bool) -> None:
         if roll_back and self._start is not None:
+            slowed = self.journal.slowed()
             self.journal.rollback(self.guard.best, "loss surge")
-            self.journal.add_event(self.journal.last, "slow", "0.5")
+            # The rollback may have taken earlier "slow" events with it; their factor stays in force.
+            factor = 0.5 * slowed / self.journal.slowed()
+            if 0.5 * slowed < _SLOWEST:
+                raise RunError(f"The loss keeps surging even at {slowed:.1g} of the rate; choose a much lower rate.")
+            self.journal.add_event(self.journal.last, SLOW, repr(factor))
             self.bench.params.copy_(self._start)
             self._restore_()
             return
-        self.journal.add_event(self.journal.last, "slow", "0.5")
+        self.journal.add_event(self.journal.last, SLOW, "0.5")
         self.state = self.algorithm.slow_down(self.state, 0.5)
 
 

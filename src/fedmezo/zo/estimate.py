@@ -64,7 +64,7 @@ def _finite(slope: float) -> float:
 
 
 def robust_scale(slopes: Sequence[float]) -> float:
-    """Returns 1.4826 times the median of |slope| over the finite slopes: their standard deviation if normal; 0 if none."""
+    """Returns 1.4826 times the median |slope| of the finite slopes: their deviation if normal; 0 if there are none."""
     finite = [abs(slope) for slope in slopes if math.isfinite(slope)]
     return _MEDIAN_TO_DEVIATION * median(finite) if finite else 0.0
 
@@ -91,7 +91,9 @@ def slope_limit(slopes: Sequence[float], *, clip: float, multiple: float) -> flo
     return clip if clip > 0 else multiple * robust_scale(slopes)
 
 
-def step_coefficients(slopes: Sequence[float], *, rate: float, directions: int, clip: float, multiple: float) -> list[float]:
+def step_coefficients(
+    slopes: Sequence[float], *, rate: float, directions: int, clip: float, multiple: float
+) -> list[float]:
     """Returns the coefficient of every direction of a walk, from its slopes alone.
 
     Client and server both compute it, so only slopes travel. Arguments as in `coefficient` and `slope_limit`.

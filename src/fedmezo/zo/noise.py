@@ -52,7 +52,9 @@ def table() -> NDArray[np.int16]:
     half = np.rint(upper * 1024).astype(np.int16)
     values = np.concatenate([-half[::-1], half])
     if hashlib.sha256(values.astype("<i2").tobytes()).hexdigest() != _TABLE_SHA256:
-        raise NoiseError("The normal table differs from noise v1 on this machine; please report its libm and Python version.")
+        raise NoiseError(
+            "The normal table differs from noise v1 on this machine; please report its libm and Python version."
+        )
     values.setflags(write=False)
     return values
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,8 @@ class Params:
         for name, tensor in ordered.items():
             if tensor.dtype != torch.float32 or not tensor.is_contiguous():
                 raise ModelError(
-                    f"Trainable tensor '{name}' must be contiguous float32, got {tensor.dtype}; load the model in float32."
+                    f"Trainable tensor '{name}' must be contiguous float32, got {tensor.dtype}; "
+                    "load the model in float32."
                 )
             other = seen.setdefault(tensor_id(name), name)
             if other != name:
@@ -72,7 +74,7 @@ class Params:
         """Returns the sha256 of the values, little-endian float32 in name order."""
         state = hashlib.sha256()
         for _, tensor in self:
-            state.update(memoryview(tensor.detach().cpu().numpy()).cast("B"))
+            state.update(tensor.detach().cpu().view(-1).numpy().view(np.uint8).data)
         return state.hexdigest()
 
     def clone(self) -> Self:

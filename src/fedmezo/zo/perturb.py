@@ -39,7 +39,9 @@ def check_backend(name: str) -> None:
         fast = numba_ops.entries(seed, tensor, size=4100, law=law)
         good &= torch.equal(fast, torch_ops.entries(seed, tensor, start=0, size=4100, law=law, device=fast.device))
     if not good:
-        raise NoiseError("The compiled noise backend differs from noise v1 here; set FEDMEZO_NOISE=torch and report this.")
+        raise NoiseError(
+            "The compiled noise backend differs from noise v1 here; set FEDMEZO_NOISE=torch and report this."
+        )
 
 
 def _backend(tensor: Tensor) -> ModuleType:
@@ -68,16 +70,26 @@ def step_(params: Params, seed: int, *, coefficient: float, law: Law) -> None:
             _backend(tensor).step_(tensor.detach().view(-1), coefficient=exact, **key)
 
 
-def lane_(out: Tensor, source: Tensor, *, name: str, seed: int, offset: float, law: Law) -> None:
-    """Writes source + offset * z(seed)[name] to `out`; `offset` is rounded to 11 significant bits."""
-    key = {"tensor": tensor_id(name), "seed": seed, "law": law, "offset": round_coefficient(offset)}
+def lane_(
+    out: Tensor, source: Tensor, *, name: str, seed: int, offset: float, law: Law, start: int = 0
+) -> None:
+    """Writes source + offset * z(seed)[name] to `out`; `offset` is rounded to 11 significant bits.
+
+    `source` may be a part of the parameter; `start` is then the number of its entries before that part.
+    """
+    key = {"tensor": tensor_id(name), "seed": seed, "law": law, "offset": round_coefficient(offset), "start": start}
     with torch.no_grad():
         _backend(source).lane_(out.detach().view(-1), source.detach().view(-1), **key)
 
 
-def lanes_(plus: Tensor, minus: Tensor, source: Tensor, *, name: str, seed: int, offset: float, law: Law) -> None:
-    """Writes source + offset * z(seed)[name] to `plus` and the mirror image to `minus`, from one generation of noise."""
-    key = {"tensor": tensor_id(name), "seed": seed, "law": law, "offset": round_coefficient(offset)}
+def lanes_(
+    plus: Tensor, minus: Tensor, source: Tensor, *, name: str, seed: int, offset: float, law: Law, start: int = 0
+) -> None:
+    """Writes source + offset * z(seed)[name] to `plus`, source - offset * z(seed)[name] to `minus`; one noise pass.
+
+    `start` is as in `lane_`.
+    """
+    key = {"tensor": tensor_id(name), "seed": seed, "law": law, "offset": round_coefficient(offset), "start": start}
     with torch.no_grad():
         flat = (plus.detach().view(-1), minus.detach().view(-1), source.detach().view(-1))
         _backend(source).lanes_(*flat, **key)

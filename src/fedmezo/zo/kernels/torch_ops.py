@@ -15,7 +15,7 @@ from fedmezo.zo.noise import (
 )
 
 _MASK = 0xFFFFFFFF
-_SPAN = 1 << 20  # entries made at a time: bounds the int64 scratch to some tens of megabytes
+_SPAN = 1 << 16  # entries made at a time: bounds the int64 scratch to a few megabytes
 
 
 @cache
@@ -78,20 +78,24 @@ def step_(target: Tensor, *, tensor: int, seed: int, coefficient: float, law: La
         target.narrow(0, start, size).add_(z.mul_(coefficient))
 
 
-def lane_(out: Tensor, source: Tensor, *, tensor: int, seed: int, offset: float, law: Law) -> None:
-    """Writes source + offset * z(seed) to `out`, both flat float32."""
-    for start, size in _spans(source.numel()):
-        z = entries(seed, tensor, start=start, size=size, law=law, device=source.device)
-        torch.add(source.narrow(0, start, size), z.mul_(offset), out=out.narrow(0, start, size))
+def lane_(
+    out: Tensor, source: Tensor, *, tensor: int, seed: int, offset: float, law: Law, start: int = 0
+) -> None:
+    """Writes source + offset * z(seed)[start:] to `out`, both flat float32."""
+    for at, size in _spans(source.numel()):
+        z = entries(seed, tensor, start=start + at, size=size, law=law, device=source.device)
+        torch.add(source.narrow(0, at, size), z.mul_(offset), out=out.narrow(0, at, size))
 
 
-def lanes_(plus: Tensor, minus: Tensor, source: Tensor, *, tensor: int, seed: int, offset: float, law: Law) -> None:
-    """Writes source + offset * z(seed) to `plus` and source - offset * z(seed) to `minus`."""
-    for start, size in _spans(source.numel()):
-        z = entries(seed, tensor, start=start, size=size, law=law, device=source.device).mul_(offset)
-        span = source.narrow(0, start, size)
-        torch.add(span, z, out=plus.narrow(0, start, size))
-        torch.sub(span, z, out=minus.narrow(0, start, size))
+def lanes_(
+    plus: Tensor, minus: Tensor, source: Tensor, *, tensor: int, seed: int, offset: float, law: Law, start: int = 0
+) -> None:
+    """Writes source + offset * z(seed)[start:] to `plus` and source - offset * z(seed)[start:] to `minus`."""
+    for at, size in _spans(source.numel()):
+        z = entries(seed, tensor, start=start + at, size=size, law=law, device=source.device).mul_(offset)
+        span = source.narrow(0, at, size)
+        torch.add(span, z, out=plus.narrow(0, at, size))
+        torch.sub(span, z, out=minus.narrow(0, at, size))
 
 
 def walks_(

@@ -1,0 +1,295 @@
+"""The command `fedmezo`: the library's verbs for a terminal.
+
+Heavy modules are imported inside the verbs, so that help and configuration answer at once. With --json a verb prints
+one JSON object on standard output and everything else on standard error.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from typer.core import TyperArgument
+
+from fedmezo import __version__
+from fedmezo.channels import aside, emit, fail
+from fedmezo.cli_config import Json, Settings, Source, config_app, read_config
+from fedmezo.errors import ConfigError, FedMeZOError
+
+if TYPE_CHECKING:
+    from fedmezo.studies.config import Config
+    from fedmezo.studies.screen import Screen
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="fedmezo",
+    help="Tune a language model on data that stays on many machines, with forward passes only.",
+    epilog="First steps: `fedmezo run` tunes a small model on a built-in corpus; `fedmezo config init` writes a "
+    "commented configuration; `fedmezo VERB --help` explains a verb.",
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(config_app, name="config", rich_help_panel="Prepare")
+
+
+class Target(StrEnum):
+    """What `export` writes."""
+
+    peft = "peft"
+    merged = "merged"
+
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.")]
+Round = Annotated[
+    int | None, typer.Option("--round", min=0, metavar="N", help="The model after N rounds; the last by default.")
+]
+
+
+# The help of each positional argument, by its name.
+ARGUMENTS = {
+    "config": "A TOML configuration; the defaults when left out.",
+    "folder": "The folder of a run.",
+    "target": "The folder of a run, or of an adapter.",
+    "name": "Such as smollm2-135m.",
+    "path": "The file to write; fedmezo.toml by default.",
+}
+
+
+class StoppedError(FedMeZOError):
+    """The user stopped a verb."""
+
+    exit_code = 130
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"fedmezo {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(rich_help_panel="Tune")
+def run(
+    config: Source = None,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run; runs/NAME-TIME by default.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tune a model over simulated clients.
+
+    A first try, some minutes long: `fedmezo run --set federation.rounds=3`
+
+    Every round is journaled before the next begins: stop it when you like and go on with `fedmezo resume DIR`.
+    """
+    wanted = read_config(config, settings)
+    folder = out or _folder_of(wanted, config)
+    with _watching(folder, quiet=quiet) as watch:
+        from fedmezo.studies import run as study
+
+        summary = study.run(wanted, out=folder, watch=watch)
+    _show(summary.as_dict(), as_json=as_json, kind="summary")
+
+
+@app.command(rich_help_panel="Tune")
+def resume(
+    folder: Folder,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rounds in all; as configured by default.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was stopped, or add rounds to one that ended; the bits are those of an unstopped run."""
+    with _watching(folder, quiet=quiet) as watch:
+        from fedmezo.studies import run as study
+
+        summary = study.resume(folder, rounds=rounds, watch=watch)
+    _show(summary.as_dict(), as_json=as_json, kind="summary")
+
+
+@app.command("eval", rich_help_panel="Use")
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="DIR|ADAPTER")],
+    round_number: Round = None,
+    examples: Annotated[int | None, typer.Option(min=1, metavar="N", help="Examples at most.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="CONFIG", help="Model and data for an adapter folder that is no run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge the tuned model on the evaluation examples."""
+    extra = {} if config is None else {"config": read_config(config, None)}
+    with aside():
+        from fedmezo.studies import run as study
+
+        result = study.evaluate(target, round=round_number, examples=examples, **extra)
+    _show(result, as_json=as_json)
+
+
+@app.command(rich_help_panel="Use")
+def export(
+    folder: Folder,
+    to: Annotated[
+        Target, typer.Option("--to", help="peft: an adapter folder; merged: one ordinary model folder.")
+    ] = Target.peft,
+    round_number: Round = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Write the tuned model for peft and transformers, as of any round."""
+    with aside():
+        from fedmezo.studies import run as study
+
+        path = study.export(folder, to=to.value, round=round_number, out=out)
+    _show({"path": path, "to": to.value}, as_json=as_json)
+
+
+@app.command(rich_help_panel="Look after")
+def verify(folder: Folder, as_json: Json = False) -> None:
+    """Rebuild the model from the journal and compare it with the digests recorded; exit code 1 when they differ."""
+    with aside():
+        from fedmezo.studies import run as study
+
+        result = study.verify(folder)
+    _show(result, as_json=as_json)
+    if not result.get("ok"):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Look after")
+def rollback(
+    folder: Folder,
+    round_number: Annotated[int, typer.Option("--round", min=0, metavar="N", help="Rounds to keep.")],
+    as_json: Json = False,
+) -> None:
+    """Take back all rounds after the first N; the journal as it was is kept beside it."""
+    with aside():
+        from fedmezo.studies import run as study
+
+        result = study.rollback(folder, round=round_number)
+    _show(result, as_json=as_json)
+
+
+@app.command(rich_help_panel="Look after")
+def report(folder: Folder, as_json: Json = False) -> None:
+    """Write DIR/report.html again, one page that needs no network."""
+    journal = folder / "journal.sqlite"
+    if not journal.is_file():
+        raise ConfigError(f"{folder} is not the folder of a run: it holds no journal.sqlite.")
+    known = folder / "summary.json"
+    with aside():
+        from fedmezo.studies.report import write_report
+
+        summary = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else None
+        path = write_report(journal, out=folder / "report.html", summary=summary, split=(summary or {}).get("split"))
+    _show({"path": path}, as_json=as_json)
+
+
+@app.command(rich_help_panel="Prepare")
+def plan(config: Source = None, settings: Settings = None, as_json: Json = False) -> None:
+    """Say what a run will cost, from a short probe: forward passes, tokens, bytes, memory, time."""
+    wanted = read_config(config, settings)
+    with aside():
+        from fedmezo.studies import plan as study
+
+        result = study.plan(wanted)
+    _show(result, as_json=as_json)
+
+
+@app.command(rich_help_panel="Prepare")
+def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: Json = False) -> None:
+    """Download a known model, check it and keep it in the cache."""
+    with aside():
+        from fedmezo.models.fetch import fetch as bring
+
+        path = bring(name, say=lambda text: typer.echo(text, err=True))
+    _show({"name": name, "path": path}, as_json=as_json)
+
+
+def _folder_of(config: "Config", path: Path | None) -> Path:
+    """Returns the folder a run gets when none is given: its name and the time."""
+    if config.output.dir is not None:
+        return Path(config.output.dir).expanduser()
+    name = path.stem if path else (config.data.name or config.data.path or "run").split(":")[-1].split("/")[0]
+    return Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+@contextmanager
+def _watching(folder: Path, *, quiet: bool) -> Iterator["Screen"]:
+    """Lends a watcher; Ctrl-C becomes the sentence that tells how to go on."""
+    from fedmezo.studies.screen import Screen
+
+    watch = Screen(folder=folder, quiet=quiet)
+    try:
+        with aside(), watch:
+            yield watch
+    except KeyboardInterrupt:
+        if watch.folder is not None and (watch.folder / "journal.sqlite").exists():
+            raise StoppedError(
+                f"Interrupted; no finished round is lost. Go on with: fedmezo resume {watch.folder}"
+            ) from None
+        raise StoppedError("Interrupted before the run began; start it again.") from None
+
+
+def _show(result: Mapping[str, Any], *, as_json: bool, kind: str = "facts") -> None:
+    if as_json:
+        emit(result)
+        return
+    from rich.console import Console
+
+    from fedmezo.studies.screen import facts_table, summary_table
+
+    shown = summary_table(result) if kind == "summary" else facts_table(result)
+    Console(highlight=False).print(shown, soft_wrap=True)
+
+
+def _command() -> click.Command:
+    """Returns the whole command; arguments get their help again, which click 8.5 takes from them under typer 0.20."""
+    command = typer.main.get_command(app)
+    waiting = [command]
+    while waiting:
+        verb = waiting.pop()
+        waiting += getattr(verb, "commands", {}).values()
+        for argument in verb.params:
+            if isinstance(argument, TyperArgument) and argument.help is None:
+                argument.help = ARGUMENTS.get(str(argument.name))
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 a failed run, 2 a mistake in what was asked for, 130 stopped by the user."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _command().main(args=given, prog_name="fedmezo", standalone_mode=False)
+        if code == StoppedError.exit_code:
+            raise StoppedError("Interrupted.")
+        return code if isinstance(code, int) else 0
+    except click.UsageError as error:
+        verb = error.ctx.command_path if error.ctx else "fedmezo"
+        return fail(error, f"{error.format_message()} See `{verb} --help`.", given=given, code=2)
+    except FedMeZOError as error:
+        return fail(error, str(error), given=given, code=error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as error:
+        return fail(error, "Interrupted.", given=given, code=StoppedError.exit_code)
+    # The last resort: a bug is told in one line, and the traceback only to those who ask.
+    except Exception as error:
+        text = " ".join(f"Unexpected {type(error).__name__}: {error}".split())
+        return fail(error, f"{text} (set FEDMEZO_DEBUG=1 for the traceback)", given=given, code=1)

@@ -1,0 +1,85 @@
+"""The verbs about configuration files, and the options that several verbs share."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedmezo.channels import emit
+from fedmezo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedmezo.studies.config import Config
+
+__all__ = ["Json", "Settings", "Source", "config_app", "read_config"]
+
+config_app = typer.Typer(help="Show, describe or begin a configuration.", rich_markup_mode="markdown")
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, everything else on standard error.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key of the configuration: `--set federation.rounds=5`. Repeatable.",
+    ),
+]
+Source = Annotated[Path | None, typer.Argument(metavar="[CONFIG]")]
+
+
+def read_config(path: Path | None, settings: Sequence[str] | None) -> "Config":
+    """Returns the checked configuration of a file and `--set` overrides; pydantic is imported only now."""
+    from fedmezo.studies.config import load_config
+
+    return load_config(path, settings or ())
+
+
+@config_app.callback(invoke_without_command=True)
+def _config(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@config_app.command("show")
+def config_show(*, config: Source = None, settings: Settings = None, as_json: Json = False) -> None:
+    """Print the configuration in force: the file, your changes, and the defaults of all the rest."""
+    wanted = read_config(config, settings)
+    if as_json:
+        emit(wanted.model_dump(mode="json"))
+    else:
+        typer.echo(wanted.to_toml(), nl=False)
+
+
+@config_app.command("schema")
+def config_schema(*, as_json: Json = False) -> None:
+    """Print the JSON schema of a configuration file, for editors."""
+    from fedmezo.studies.config import schema
+
+    typer.echo(json.dumps(schema(), indent=None if as_json else 2))
+
+
+@config_app.command("init")
+def config_init(
+    *,
+    path: Annotated[Path, typer.Argument(metavar="[FILE]", show_default=False)] = Path("fedmezo.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a configuration with every key, what it means and its default."""
+    from fedmezo.studies.config import template_toml
+
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(template_toml())
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already; name another file, or give --force to write over it.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from None
+    if as_json:
+        emit({"path": path})
+    else:
+        typer.echo(f"Wrote {path}. Change what you need, then: fedmezo run {path}")

@@ -1,0 +1,360 @@
+"""The bench on a language model: losses at many points per forward pass, evaluation, greedy generation."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from fedmezo.errors import DataError, ModelError
+from fedmezo.fl.algorithm import Point
+from fedmezo.models.adapters import Adapter
+from fedmezo.models.engine import Engine, Unit
+from fedmezo.models.lanes import Lane
+from fedmezo.models.load import Loaded
+from fedmezo.models.loss import Example, Row, RowScore, Tally, tally
+from fedmezo.zo.noise import Law
+from fedmezo.zo.params import Params
+
+__all__ = ["Evaluation", "ModelBench", "Scores"]
+
+Batches = Callable[[int, int, int], Sequence[Example]]
+Lanes = int | Literal["auto"]
+
+TOKEN_BUDGET = 4096  # tokens per forward pass with lanes = "auto"
+_COPIES_BYTES = 1 << 29  # private LoRA copies may take this much by default
+_MOST_COPIES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How well some examples are predicted.
+
+    Attributes:
+      loss: mean over label tokens (answers) and over examples (choices), nats.
+      examples: number of examples.
+      accuracy: share of choice examples answered right; None without any.
+    """
+
+    loss: float
+    examples: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `ModelBench.evaluate` returns.
+
+    Attributes:
+      loss: as in `Scores`.
+      tokens: label tokens and choices the loss is a mean of.
+      examples: number of examples.
+      accuracy: share of choice examples answered right; None without any.
+      token_accuracy: share of answer tokens that were the likeliest; None without any.
+      categories: category -> its scores.
+    """
+
+    loss: float
+    tokens: int
+    examples: int
+    accuracy: float | None
+    token_accuracy: float | None
+    categories: Mapping[str, Scores] = field(default_factory=dict)
+
+
+class ModelBench:
+    """A frozen language model with the global parameters, and lanes to evaluate others in; a `Bench`.
+
+    Laws: `losses` does not depend on the order of the points, to the bit. How many lanes share a forward pass changes a
+    float32 loss by rounding only. Parameters are never written by `losses` or `evaluate`.
+
+    Attributes:
+      params: the global model's trained parameters. "full": the model's own weights.
+      capacity: private copies that may be open at once; 1 for "full".
+      forwards: points evaluated by `losses` so far.
+      tokens: tokens read for them.
+      engine: the forward pass; `engine.passes` counts packed passes.
+
+    Args:
+      loaded: the frozen base model.
+      adapter: what is trained in it.
+      params: where training starts; None for the adapter's own start.
+      batches: (client, round, step) -> that batch; None when only evaluating.
+      law: law of z.
+      seed: seed of the adapter's own start.
+      lanes: points per forward pass, or "auto": as many as fit 4096 tokens.
+      capacity: LoRA copies; None for as many as fit 512 MB, at most 64.
+
+    Raises:
+      ModelError: this model cannot be trained this way.
+    """
+
+    def __init__(
+        self, loaded: Loaded, adapter: Adapter, *, params: Params | None = None, batches: Batches | None = None,
+        law: Law = "gaussian", seed: int = 0, lanes: Lanes = "auto", capacity: int | None = None,
+    ) -> None:  # fmt: skip
+        if lanes != "auto" and lanes < 1:
+            raise ModelError(f"lanes: expected 'auto' or at least 1, got {lanes}.")
+        self._loaded, self.adapter, self._batches, self._lanes = loaded, adapter, batches, lanes
+        self.params = adapter.start(loaded.model, seed=seed)
+        if params is not None:
+            adapter.check(params)
+            self.params.copy_(params)
+        self.engine = Engine(loaded.model, adapter, params=self.params, law=law)
+        fitting = min(_MOST_COPIES, max(1, _COPIES_BYTES // (4 * self.params.dim)))
+        self.capacity = 1 if adapter.kind == "full" else capacity or fitting
+        self.forwards = self.tokens = 0
+
+    @contextmanager
+    def open(self, count: int) -> Iterator[Sequence[Params]]:
+        """Lends `count` private copies that start equal to `params`; afterwards `params` has its old bits.
+
+        "full" lends the model's own weights and keeps their bits in a temporary file, so that a client needs no more
+        memory than a forward pass; the folder for temporary files must have room for one float32 copy.
+        """
+        if count > self.capacity:
+            raise ModelError(
+                f"Expected at most {self.capacity} private copies, got {count}; this is a bug, please report it."
+            )
+        if self.adapter.kind == "lora":
+            yield [self.params.clone() for _ in range(count)]
+            return
+        with _kept(self.params):
+            yield [self.params] * count
+
+    def examples(self, client: int, round: int, step: int) -> int:  # noqa: A002
+        """Returns how many examples the batch of (client, round, step) holds."""
+        return len(self._batch(client, round, step))
+
+    def losses(self, points: Sequence[Point]) -> list[float]:
+        """Returns the loss at each point, nats; a loss that is not finite is returned as it is.
+
+        Raises:
+          DataError: a batch without a label token, or a row that does not fit the model.
+        """
+        # Any order of the points gives the same passes, hence the same bits. Long batches first: neighbours of equal
+        # length share matrix products, and mirrored points share their noise.
+        work = [
+            _Job(index, point, self._batch(point.client, point.round, point.step)) for index, point in enumerate(points)
+        ]
+        work.sort(key=_Job.order)
+        scores: dict[tuple[int, int], RowScore] = {}
+        for units in _passes(work, budget=TOKEN_BUDGET, most=None if self._lanes == "auto" else self._lanes):
+            scores |= self._pass(work, units)
+        self.forwards += len(points)
+        self.tokens += sum(job.tokens for job in work)
+        by_point = {
+            job.index: job.loss([scores[at, row] for row in range(len(job.rows))]) for at, job in enumerate(work)
+        }
+        return [by_point[index] for index in range(len(points))]
+
+    def _pass(self, work: Sequence[_Job], units: Sequence[tuple[int, int]]) -> dict[tuple[int, int], RowScore]:
+        ordered = sorted(units)
+        places = {job: lane for lane, job in enumerate(dict.fromkeys(job for job, _ in ordered))}
+        lanes = [Lane(work[job].point.params, work[job].point.seed, work[job].point.offset) for job in places]
+        asked = [Unit(places[job], work[job].rows[row], work[job].options[row]) for job, row in ordered]
+        return dict(zip(ordered, self.engine.score(lanes, asked), strict=True))
+
+    def _batch(self, client: int, round_number: int, step: int) -> Sequence[Example]:
+        if self._batches is None:
+            raise DataError("This bench has no training data; give it batches.")
+        batch = self._batches(client, round_number, step)
+        self._check(batch)
+        return batch
+
+    def _check(self, examples: Sequence[Example]) -> None:
+        for row in (row for example in examples for row in example.rows):
+            if not 1 <= row.start < len(row.ids):
+                raise DataError(
+                    f"A row of {len(row.ids)} tokens has no label token (start {row.start}); raise max_tokens or drop it."
+                )
+            if len(row.ids) > self._loaded.window:
+                raise DataError(
+                    f"A row has {len(row.ids)} tokens, the model takes {self._loaded.window}; lower max_tokens."
+                )
+
+    def evaluate(
+        self, examples: Sequence[Example], *, params: Params | None = None, batch_tokens: int = TOKEN_BUDGET
+    ) -> Evaluation:
+        """Returns loss and accuracy on `examples` at `params` (None: the global model's), over all and per category.
+
+        Raises:
+          DataError: no example, or a row that does not fit the model.
+        """
+        if not examples:
+            raise DataError("There is no example to evaluate; give at least one.")
+        self._check(examples)
+        lane = Lane(params or self.params)
+        rows = [(which, row) for which, example in enumerate(examples) for row in range(len(example.rows))]
+        rows.sort(key=lambda place: (len(examples[place[0]].rows[place[1]].ids), place))
+        found: dict[tuple[int, int], RowScore] = {}
+        for group in _fill(rows, budget=batch_tokens, size=lambda at: len(examples[at[0]].rows[at[1]].ids)):
+            units = [Unit(0, examples[which].rows[row], examples[which].options) for which, row in group]
+            found |= dict(zip(group, self.engine.score([lane], units), strict=True))
+        tallies = [
+            tally(example, [found[which, row] for row in range(len(example.rows))])
+            for which, example in enumerate(examples)
+        ]
+        return _evaluation(examples, tallies)
+
+    def generate(self, prompt: Sequence[int], *, max_new_tokens: int, params: Params | None = None) -> tuple[int, ...]:
+        """Returns the tokens greedy decoding adds to `prompt` at `params`, without the end-of-text token.
+
+        Raises:
+          DataError: the prompt is empty or leaves no room in the model's window.
+        """
+        room = self._loaded.window - len(prompt)
+        if not prompt or room < 1:
+            raise DataError(
+                f"Cannot generate from {len(prompt)} tokens: the model takes 1 to {self._loaded.window - 1}."
+            )
+        ends, lane = self._ends(), Lane(params or self.params)
+        made: list[int] = []
+        feed, cache = list(prompt), None
+        while len(made) < min(max_new_tokens, room):
+            token, cache = self.engine.next_token(lane, feed, cache=cache)
+            if token in ends:
+                break
+            made.append(token)
+            feed = [token]
+        return tuple(made)
+
+    def _ends(self) -> set[int]:
+        sources = (
+            getattr(self._loaded.model, "generation_config", None),
+            self._loaded.model.config,
+            self._loaded.tokenizer,
+        )
+        ends: set[int] = set()
+        for source in sources:
+            found = getattr(source, "eos_token_id", None)
+            ends |= set(found) if isinstance(found, list | tuple) else {found} - {None}
+        return ends
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """One point with its batch, flattened to rows."""
+
+    index: int
+    point: Point
+    batch: Sequence[Example]
+    rows: list[Row] = field(init=False)
+    options: list[tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = [row for example in self.batch for row in example.rows]
+        self.options = [example.options for example in self.batch for _ in example.rows]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) - 1 for row in self.rows)
+
+    def order(self) -> tuple[float, ...]:
+        point = self.point
+        return (-self.tokens, point.client, point.round, point.step, point.seed, abs(point.offset), -point.offset)
+
+    def loss(self, scores: Sequence[RowScore]) -> float:
+        total, rest = Tally(), list(scores)
+        for example in self.batch:
+            mine, rest = rest[: len(example.rows)], rest[len(example.rows) :]
+            total += tally(example, mine)
+        return total.loss
+
+
+def _passes(work: Sequence[_Job], *, budget: int, most: int | None) -> Iterator[list[tuple[int, int]]]:
+    """Yields the (job, row) pairs of each forward pass; both sides of a pair of mirrored points stay together."""
+    units: list[tuple[int, int]] = []
+    used, jobs = 0, set[int]()
+    for group in _mirrors(work, most=most):
+        for row in range(len(work[group[0]].rows)):
+            cost = sum(len(work[at].rows[row].ids) - 1 for at in group)
+            crowded = most is not None and len(jobs | set(group)) > most
+            if units and (crowded or (most is None and used + cost > budget)):
+                yield units
+                units, used, jobs = [], 0, set()
+            units += [(at, row) for at in group]
+            jobs |= set(group)
+            used += cost
+    if units:
+        yield units
+
+
+def _mirrors(work: Sequence[_Job], *, most: int | None) -> Iterator[list[int]]:
+    at = 0
+    while at < len(work):
+        pair = at + 1 < len(work) and (most is None or most > 1) and _mirrored(work[at].point, work[at + 1].point)
+        yield [at, at + 1] if pair else [at]
+        at += 2 if pair else 1
+
+
+def _mirrored(one: Point, other: Point) -> bool:
+    same = one.params is other.params and (one.client, one.round, one.step) == (other.client, other.round, other.step)
+    return same and Lane(one.params, one.seed, one.offset).mirrors(Lane(other.params, other.seed, other.offset))
+
+
+def _fill(
+    places: Sequence[tuple[int, int]], *, budget: int, size: Callable[[tuple[int, int]], int]
+) -> Iterator[list[tuple[int, int]]]:
+    group: list[tuple[int, int]] = []
+    used = 0
+    for place in places:
+        if group and used + size(place) > budget:
+            yield group
+            group, used = [], 0
+        group.append(place)
+        used += size(place)
+    yield group
+
+
+def _evaluation(examples: Sequence[Example], tallies: Sequence[Tally]) -> Evaluation:
+    groups: dict[str, list[Tally]] = {}
+    for example, one in zip(examples, tallies, strict=True):
+        groups.setdefault(example.category, []).append(one)
+    total = _total(tallies)
+    named = {name: group for name, group in sorted(groups.items()) if name}
+    categories = {
+        name: Scores(_total(group).loss, len(group), _accuracy(_total(group))) for name, group in named.items()
+    }
+    tokens = total.hits / total.tokens if total.tokens else None
+    return Evaluation(total.loss, total.weight, len(tallies), _accuracy(total), tokens, categories)
+
+
+def _total(tallies: Sequence[Tally]) -> Tally:
+    # fsum: the mean must not depend on the order of the examples.
+    summed = sum(tallies, Tally())
+    losses = [one.total for one in tallies]
+    total = math.fsum(losses) if all(map(math.isfinite, losses)) else summed.total
+    return Tally(total, summed.weight, summed.right, summed.choices, summed.hits, summed.tokens)
+
+
+def _accuracy(total: Tally) -> float | None:
+    return total.right / total.choices if total.choices else None
+
+
+@contextmanager
+def _kept(params: Params) -> Iterator[None]:
+    """Lends a scope after which `params` has the bits it had before, kept in a temporary file meanwhile."""
+    try:
+        file = tempfile.TemporaryFile()
+        for _, tensor in params:
+            file.write(memoryview(tensor.detach().cpu().numpy()).cast("B"))
+    except OSError as error:
+        raise ModelError(
+            f"Cannot keep the weights in a temporary file ({error.strerror}): {4 * params.dim // 10**6} MB of room are "
+            "needed in the folder for temporary files; set TMPDIR to a larger one."
+        ) from error
+    with file:
+        try:
+            yield
+        finally:
+            file.seek(0)
+            for _, tensor in params:
+                data = bytearray(file.read(4 * tensor.numel()))
+                with torch.no_grad():
+                    tensor.view(-1).copy_(torch.frombuffer(data, dtype=torch.float32))

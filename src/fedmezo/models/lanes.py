@@ -1,0 +1,290 @@
+"""Many settings of the trained parameters in one forward pass of a frozen model.
+
+A lane is one setting: params + offset * z(seed). The tokens of all lanes lie end to end in one [1, T] input. What is
+frozen is computed once for all tokens; at the visit of a trained module each lane's weights are written to scratch and
+applied to that lane's tokens. No perturbed copy of the model ever exists and no weight is ever written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedmezo.errors import ModelError
+from fedmezo.models.adapters import Adapter, Site
+from fedmezo.models.scratch import Lane, Scratch
+from fedmezo.zo.noise import Law
+
+__all__ = ["Lane", "LaneModules", "Span", "lay_out"]
+
+_GROUP = 16  # lanes whose weights are in scratch at once
+_PAIR_NUMEL = 1 << 22  # larger modules are written for one lane at a time: scratch counts more than noise there
+_BLOCK = 2048  # rows of the output embeddings in scratch at once: 9 MB for two lanes of width 576
+
+Forward = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Lanes [first, first + count) of `tokens` tokens each, lying end to end from token `start`."""
+
+    first: int
+    count: int
+    start: int
+    tokens: int
+
+    @property
+    def stop(self) -> int:
+        """The first token after the span."""
+        return self.start + self.count * self.tokens
+
+
+def lay_out(tokens: Sequence[int]) -> tuple[Span, ...]:
+    """Returns the spans of lanes with these token counts; neighbours with equal counts share a span."""
+    spans, lane, start = [], 0, 0
+    for size, group in groupby(tokens):
+        left = sum(1 for _ in group)
+        while left:
+            count = min(left, _GROUP)
+            spans.append(Span(lane, count, start, size))
+            lane, start, left = lane + count, start + count * size, left - count
+    return tuple(span for span in spans if span.tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Visit:
+    """What a trained module needs to know while a forward pass runs.
+
+    `head` are the spans that the output embeddings see, when those are not all tokens.
+    """
+
+    owner: LaneModules
+    lanes: tuple[Lane, ...]
+    spans: tuple[Span, ...]
+    head: tuple[Span, ...] | None = None
+
+
+_VISIT: ContextVar[_Visit | None] = ContextVar("fedmezo_visit", default=None)
+
+
+class LaneModules:
+    """The trained modules of a model, made lane-aware for the length of a `visiting` scope.
+
+    Attributes:
+      head: the output embeddings, if the model has any.
+      expected: paths of the trained modules.
+      visited: paths of those that ran so far.
+
+    Args:
+      model: the frozen model.
+      adapter: what is trained.
+      law: law of z.
+
+    Raises:
+      ModelError: the adapter trains parameters in a way that cannot be evaluated lane by lane.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter, *, law: Law) -> None:
+        self._scratch = Scratch(next(model.parameters()).device, law)
+        self.visited: set[str] = set()
+        self.head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        self._forwards: dict[str, Forward] = dict(
+            self._lora(model, adapter.sites) if adapter.kind == "lora" else self._full(model)
+        )
+        self._modules = {path: model.get_submodule(path) for path in self._forwards}
+        self.expected = frozenset(self._forwards)
+        self._head_path = next((path for path, module in self._modules.items() if module is self.head), None)
+        plain = type(self.head) is nn.Linear and self.head.bias is None
+        self._head_name = _names(model, self.head).get("weight") if adapter.kind == "full" and plain else None
+
+    @property
+    def head_in_blocks(self) -> bool:
+        """Whether the output embeddings are trained whole, so that `head_blocks` applies."""
+        return self._head_name is not None
+
+    @property
+    def head_is_lora(self) -> bool:
+        """Whether the output embeddings are trained in any other way, so that they need `rows`."""
+        return self._head_path is not None and not self.head_in_blocks
+
+    def _lora(self, model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[str, Forward]]:
+        for site in sites:
+            yield site.module, partial(self._lora_forward, site, model.get_submodule(site.module).forward)
+
+    def _full(self, model: nn.Module) -> Iterator[tuple[str, Forward]]:
+        for path, module in model.named_modules():
+            own = _names(model, module)
+            if not own:
+                continue
+            if any(True for child in module.children() for _ in child.parameters()):
+                raise ModelError(
+                    f"{type(model).__name__}: '{path}' mixes parameters of its own with modules that have some, which "
+                    "cannot be trained as a whole; train LoRA."
+                )
+            # A subclass may look up other rows than its input names (OPT's positions), so only the plain one is short cut.
+            plain = type(module) is nn.Embedding and module.max_norm is None
+            yield path, partial(self._embedding_forward if plain else self._full_forward, path, own, module.forward)
+
+    @contextmanager
+    def visiting(self, lanes: Sequence[Lane], *, spans: tuple[Span, ...]) -> Iterator[None]:
+        """Lends a scope in which the model's trained modules evaluate `lanes`; `spans` say whose the tokens are."""
+        old = {path: module.__dict__.get("forward") for path, module in self._modules.items()}
+        token = _VISIT.set(_Visit(self, tuple(lanes), spans))
+        try:
+            for path, forward in self._forwards.items():
+                self._modules[path].forward = forward  # type: ignore[method-assign]
+            yield
+        finally:
+            _VISIT.reset(token)
+            for path, forward in old.items():
+                _restore(self._modules[path], forward)
+
+    @contextmanager
+    def rows(self, spans: tuple[Span, ...]) -> Iterator[None]:
+        """Lends a scope, inside `visiting`, in which the output embeddings see these spans instead of all tokens."""
+        token = _VISIT.set(replace(self._visit(), head=spans))
+        try:
+            yield
+        finally:
+            _VISIT.reset(token)
+
+    def head_blocks(self, hidden: Tensor, spans: Sequence[Span]) -> Iterator[tuple[int, Tensor]]:
+        """Yields (first word, logits [rows, words]) over the vocabulary, inside `visiting`, when the head is trained whole.
+
+        A block of the weights is made once for all lanes and rows, so neither logits nor weights ever exist whole.
+
+        Args:
+          hidden: [rows, width], in lane order.
+          spans: which rows belong to which lane.
+        """
+        visit, name = self._visit(), str(self._head_name)
+        self.visited.add(str(self._head_path))
+        size = len(visit.lanes[0].params[name])
+        for first in range(0, size, _BLOCK):
+            count = min(_BLOCK, size - first)
+            logits = hidden.new_empty((len(hidden), count))
+            for lanes, start, rows in _each(visit.lanes, spans, pairs=True):
+                weights = self._scratch.stack(name, lanes, role="weight", first=first, count=count)
+                for which, weight in enumerate(weights):
+                    begin = start + which * rows
+                    torch.mm(hidden[begin : begin + rows], weight.T, out=logits[begin : begin + rows])
+            yield first, logits
+
+    def _visit(self) -> _Visit:
+        visit = _VISIT.get()
+        if visit is None or visit.owner is not self:
+            raise ModelError("A trained module was called outside its bench; a bench serves one thread at a time.")
+        return visit
+
+    def _lanes_of(self, path: str, x: Tensor) -> tuple[_Visit, tuple[Span, ...], int]:
+        """Returns the visit in progress, the spans this module sees, and the axis of `x` along which its tokens lie."""
+        visit = self._visit()
+        self.visited.add(path)
+        spans = visit.head if path == self._head_path and visit.head is not None else visit.spans
+        axis = _axis(x, spans[-1].stop)
+        if axis is None:
+            raise ModelError(
+                f"'{path}' got an input of shape {tuple(x.shape)} where the forward has {spans[-1].stop} tokens: modules "
+                "that see only some tokens (such as experts) cannot be trained."
+            )
+        return visit, spans, axis
+
+    def _lora_forward(self, site: Site, base: Forward, x: Tensor) -> Tensor:
+        """Returns W x + scale * B (A x), x [1, T, in], B and A of each token's lane, the LoRA part in float32."""
+        visit, spans, _ = self._lanes_of(site.module, x)
+        out = base(x)
+        wide = x.reshape(-1, x.shape[-1]).float()
+        total = out.reshape(-1, out.shape[-1]).float()
+        for span in spans:
+            lanes = visit.lanes[span.first : span.first + span.count]
+            a, b = (self._scratch.stack(name, lanes, role=role) for name, role in ((site.a, "a"), (site.b, "b")))
+            part, target = wide[span.start : span.stop], total[span.start : span.stop]
+            if span.count == 1:
+                target.addmm_(part @ a[0].T, b[0].T, alpha=site.scale)
+                continue
+            inner = torch.bmm(part.view(span.count, span.tokens, -1), a.transpose(1, 2))
+            target.view(span.count, span.tokens, -1).baddbmm_(inner, b.transpose(1, 2), alpha=site.scale)
+        return total.view(out.shape).to(out.dtype)
+
+    def _full_forward(self, path: str, own: Mapping[str, str], base: Forward, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the module's output, run once per lane with that lane's weights on that lane's tokens."""
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        visit, spans, axis = self._lanes_of(path, given)
+        size = sum(visit.lanes[0].params[name].numel() for name in own.values())
+        outs = []
+        for lanes, start, tokens in _each(visit.lanes, spans, pairs=size <= _PAIR_NUMEL):
+            stacks = {local: self._scratch.stack(name, lanes, role=local) for local, name in own.items()}
+            for which in range(len(lanes)):
+                cut = partial(_cut, axis=axis, start=start + which * tokens, tokens=tokens, total=given.shape[axis])
+                with _swapped(self._modules[path], {local: stack[which] for local, stack in stacks.items()}):
+                    outs.append(base(*map(cut, args), **{key: cut(value) for key, value in kwargs.items()}))
+        return torch.cat(outs, axis)
+
+    def _embedding_forward(self, path: str, own: Mapping[str, str], _: Forward, ids: Tensor) -> Tensor:
+        """Returns the embeddings of `ids` [1, T], each looked up in its lane; only the rows asked for are made."""
+        visit, spans, axis = self._lanes_of(path, ids)
+        outs = []
+        for lanes, start, tokens in _each(visit.lanes, spans, pairs=True):
+            part = ids.narrow(axis, start, tokens * len(lanes)).reshape(len(lanes), tokens)
+            found = self._scratch.lookup(own["weight"], lanes, ids=part)
+            outs += [found[which, which] for which in range(len(lanes))]
+        return torch.cat(outs).view(*ids.shape, -1)
+
+
+def _names(model: nn.Module, module: nn.Module | None) -> dict[str, str]:
+    """Returns local name -> name in the model for the parameters `module` itself owns; tied ones have one name."""
+    if module is None:
+        return {}
+    canonical = {id(tensor): name for name, tensor in model.named_parameters()}
+    return {local: canonical[id(tensor)] for local, tensor in module.named_parameters(recurse=False)}
+
+
+def _each(lanes: Sequence[Lane], spans: Sequence[Span], *, pairs: bool) -> Iterator[tuple[Sequence[Lane], int, int]]:
+    """Yields (lanes, first token, tokens of each): mirrored neighbours together when `pairs`, all others alone."""
+    for span in spans:
+        at = 0
+        while at < span.count:
+            first = span.first + at
+            both = pairs and at + 1 < span.count and lanes[first].mirrors(lanes[first + 1])
+            count = 2 if both else 1
+            yield lanes[first : first + count], span.start + at * span.tokens, span.tokens
+            at += count
+
+
+def _axis(x: Tensor, total: int) -> int | None:
+    """Returns the axis of `x` along which the tokens lie: [1, total, ...] or, where a model folds, [total, ...]."""
+    if x.dim() > 1 and x.shape[0] == 1 and x.shape[1] == total:
+        return 1
+    return 0 if x.dim() > 1 and x.shape[0] == total else None
+
+
+def _cut(value: Any, *, axis: int, start: int, tokens: int, total: int) -> Any:
+    along = isinstance(value, Tensor) and value.dim() > axis and value.shape[axis] == total
+    return value.narrow(axis, start, tokens) if along else value
+
+
+@contextmanager
+def _swapped(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    own: dict[str, Any] = module._parameters
+    old = {name: own[name] for name in weights}
+    own.update(weights)
+    try:
+        yield
+    finally:
+        own.update(old)
+
+
+def _restore(module: nn.Module, forward: Any) -> None:
+    if forward is not None:
+        module.forward = forward
+        return
+    with suppress(AttributeError):
+        del module.forward

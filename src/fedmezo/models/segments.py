@@ -1,0 +1,128 @@
+"""Attention within segments: many sequences laid end to end in one [1, T] forward, none sees another.
+
+Registered with transformers under one name, for any model that looks its attention up there. Outside a `packed` scope
+it is the ordinary SDPA attention, so generation with a cache works as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedmezo.errors import ModelError
+
+__all__ = ["NAME", "Segments", "packed", "register"]
+
+NAME = "fedmezo_segments"
+
+# What a model may pass along that changes attention in a way the segments do not compute.
+_FOREIGN = ("softcap", "s_aux", "position_bias", "cache")
+
+
+@dataclass(slots=True)
+class Segments:
+    """The lengths of the sequences in one packed forward, and what the model's attention said on the way.
+
+    Attributes:
+      lengths: tokens of each sequence, in order.
+      calls: attention layers that went through here.
+      local: the shortest attention window a layer asked for; sequences must not be longer. None: no layer has one.
+    """
+
+    lengths: tuple[int, ...]
+    calls: int = 0
+    local: int | None = None
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """Yields (first token, sequences, tokens of each) for neighbours of equal length."""
+        start = 0
+        for length, group in groupby(self.lengths):
+            count = sum(1 for _ in group)
+            yield start, count, length
+            start += count * length
+
+    def note_local(self, size: object) -> None:
+        """Remembers a layer's attention window."""
+        if isinstance(size, int):
+            self.local = size if self.local is None else min(self.local, size)
+
+
+_ACTIVE: ContextVar[Segments | None] = ContextVar("fedmezo_segments", default=None)
+
+
+@contextmanager
+def packed(lengths: Sequence[int]) -> Iterator[Segments]:
+    """Lends a scope in which attention stays within sequences of these lengths."""
+    segments = Segments(tuple(lengths))
+    token = _ACTIVE.set(segments)
+    try:
+        yield segments
+    finally:
+        _ACTIVE.reset(token)
+
+
+@cache
+def register() -> None:
+    """Makes the attention known to transformers, once per process."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Any:
+    segments = _ACTIVE.get()
+    if segments is None:
+        from transformers.masking_utils import sdpa_mask
+
+        return sdpa_mask(*args, **kwargs)
+    segments.note_local(kwargs.get("local_size"))
+    return None
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Returns attention [1, T, heads, width] within each segment; query [1, heads, T, width], key and value grouped."""
+    segments = _ACTIVE.get()
+    if segments is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value]
+    _require_plain(module, attention_mask, kwargs)
+    segments.calls += 1
+    segments.note_local(kwargs.get("sliding_window"))
+    out = torch.empty((query.shape[2], query.shape[1], value.shape[3]), dtype=query.dtype, device=query.device)
+    for start, count, length in segments.runs():
+        q, k, v = (_cut(part, start, count, length) for part in (query, key, value))
+        seen = nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=kwargs.get("scaling"), enable_gqa=k.shape[1] != q.shape[1]
+        )
+        end = start + count * length
+        out[start:end].view(count, length, *out.shape[1:]).copy_(seen.transpose(1, 2))
+    return out[None], None
+
+
+def _cut(part: Tensor, start: int, count: int, length: int) -> Tensor:
+    heads, width = part.shape[1], part.shape[3]
+    span = part[0].narrow(1, start, count * length)
+    return span.unflatten(1, (count, length)).transpose(0, 1) if count > 1 else span.view(1, heads, length, width)
+
+
+def _require_plain(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
+    if mask is not None or foreign or not causal:
+        raise ModelError(
+            f"{type(module).__name__} uses attention that cannot be packed ({', '.join(foreign) or 'mask'})."
+        )

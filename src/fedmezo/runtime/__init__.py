@@ -1,0 +1,1 @@
+"""Running an algorithm: the bytes on the wire, the journal on disk, the loop between them."""

@@ -1,0 +1,159 @@
+"""What a journal records, as frozen values, and the rows they are stored in."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedmezo.errors import JournalError, RunError
+from fedmezo.fl.algorithm import Reply, Task
+from fedmezo.fl.walk import walk_of
+from fedmezo.runtime.ledger import Row, Value
+from fedmezo.runtime.wire import decode_reply, decode_task, encode_reply, encode_task
+from fedmezo.zo.seedsum import Update
+
+__all__ = ["SLOW", "Entry", "Header", "Round", "update_of"]
+
+SLOW = "slow"  # the kind of event whose detail is a factor on every later rate
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a run is, fixed when it starts.
+
+    Attributes:
+      config: the resolved configuration as JSON.
+      fingerprint: sha256 of the base model's weights.
+      layout: `Params.layout()` of what is trained.
+      law: law of the directions.
+      noise_version: version of the noise.
+      package: version of fedmezo.
+      created: UTC time, ISO 8601.
+      kind: "simulation", or how else the clients ran.
+    """
+
+    config: str
+    fingerprint: str
+    layout: str
+    law: str
+    noise_version: int
+    package: str
+    created: str
+    kind: str = "simulation"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One client's share of a round: its task, its reply, the weight it got, and the wire bytes of both."""
+
+    task: Task
+    reply: Reply
+    weight: float
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, complete.
+
+    Attributes:
+      round: its number, from 0.
+      entries: one per client, in client order.
+      loss: mean training loss over the cohort, nats; nan when no client had a finite one.
+      rate: mean learning rate over the cohort.
+      slowed: factor on the rate that guards had set.
+      seconds: wall clock, without evaluation.
+      forwards: forward passes of the walks.
+      tokens: tokens those passes read.
+      digest: `Params.digest()` of the model after the round; None when it was not taken.
+      evaluations: split -> metrics of the model after the round.
+      events: (kind, detail) of guards and monitors.
+
+    Raises:
+      RunError: a task or reply is not of this round and client, or a client is there twice.
+    """
+
+    round: int
+    entries: tuple[Entry, ...]
+    loss: float
+    rate: float
+    slowed: float
+    seconds: float
+    forwards: int
+    tokens: int
+    digest: str | None = None
+    evaluations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    events: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that tasks and replies belong together."""
+        clients = [entry.task.client for entry in self.entries]
+        for entry in self.entries:
+            task, reply = entry.task, entry.reply
+            if (task.round, reply.round, reply.client) != (self.round, self.round, task.client):
+                raise RunError(f"Round {self.round}: the task or reply of client {task.client} is not of this round.")
+        if sorted(set(clients)) != clients:
+            raise RunError(f"Round {self.round}: entries must be in client order, one per client; got {clients}.")
+
+
+def update_of(done: Round) -> Update:
+    """Returns what a round added to the model: its weighted walks, or deltas where there are no slopes."""
+    parts = tuple(
+        entry.reply.delta
+        if entry.reply.delta is not None and not entry.reply.slopes
+        else walk_of(entry.task, entry.reply.slopes)
+        for entry in done.entries
+    )
+    return Update(parts, tuple(entry.weight for entry in done.entries))
+
+
+def reply_row(entry: Entry) -> Row:
+    """Returns the row of table `replies` for one client's share of a round."""
+    task, reply = entry.task, entry.reply
+    # A delta that its slopes can rebuild is not kept. Backpropagation has no slopes, so its deltas are.
+    kept = replace(reply, delta=None) if reply.slopes else reply
+    numbers = (task.round, task.client, float(entry.weight), task.rate, float(reply.loss), reply.examples)
+    return (*numbers, reply.skipped, entry.bytes_down, entry.bytes_up, encode_task(task), encode_reply(kept))
+
+
+def entry_of(row: Row) -> Entry:
+    """Returns what `reply_row` was given.
+
+    Raises:
+      WireError: the task or the reply is not a valid message.
+    """
+    values: list[Any] = list(row)
+    weight, bytes_down, bytes_up, task, reply = values[2], *values[7:]
+    return Entry(decode_task(task)[0], decode_reply(reply), weight, bytes_down, bytes_up)
+
+
+def metric_rows(round_number: int, split: str, metrics: Mapping[str, float]) -> list[Row]:
+    """Returns the rows of table `evaluations`, one per metric.
+
+    Raises:
+      JournalError: there is no metric.
+    """
+    if not metrics:
+        raise JournalError(f"The {split} evaluation of round {round_number} has no metric; leave it out.")
+    return [(round_number, split, name, float(value)) for name, value in metrics.items()]
+
+
+def event_row(round_number: int, kind: str, detail: str) -> Row:
+    """Returns the row of table `events`.
+
+    Raises:
+      JournalError: the kind is "slow" and the detail is not a factor.
+    """
+    try:
+        good = kind != SLOW or 0 < float(detail) < math.inf
+    except ValueError:
+        good = False
+    if not good:
+        raise JournalError(f"The detail of a 'slow' event is a factor above 0, got {detail!r}.")
+    return (round_number, kind, detail)
+
+
+def real(value: Value) -> float:
+    """Returns a REAL column's value; NULL stands for nan."""
+    return float(value) if isinstance(value, int | float) else math.nan

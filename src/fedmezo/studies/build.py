@@ -1,0 +1,221 @@
+"""From a configuration to objects: model, adapter, clients' data, bench, algorithm."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import Template
+
+import torch
+
+from fedmezo.data.batches import Batches
+from fedmezo.data.prompt import Encoded, Example, encode
+from fedmezo.data.split import SplitReport, holdout, holdout_clients, shuffled, split, split_report
+from fedmezo.data.tasks import DataSource, Record, load_records
+from fedmezo.errors import ConfigError, DataError
+from fedmezo.fl.aggregate import weighting
+from fedmezo.fl.algorithm import Algorithm
+from fedmezo.fl.fedmezo import Settings, State, fedmezo
+from fedmezo.models.adapters import make_adapter
+from fedmezo.models.bench import ModelBench
+from fedmezo.models.load import Loaded, load_model
+from fedmezo.studies.config import Config
+
+__all__ = ["Built", "FederatedData", "build", "build_bench", "load_base", "read_data"]
+
+CLIENT_EVAL_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """The clients' data as token rows.
+
+    Attributes:
+      parts: training examples of each client.
+      evaluation: split name -> examples; "eval" is common to all, "client/<i>" belongs to one.
+      split: how unlike the clients are.
+      dropped: why records were left out, with counts.
+      records: the evaluation's records, by `Example.record`.
+    """
+
+    parts: tuple[tuple[Example, ...], ...]
+    evaluation: Mapping[str, tuple[Example, ...]]
+    split: SplitReport
+    dropped: Mapping[str, int]
+    records: tuple[Record, ...]
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Training examples of each client."""
+        return {client: len(part) for client, part in enumerate(self.parts)}
+
+
+@dataclass(frozen=True)
+class Built:
+    """Everything a run needs.
+
+    Attributes:
+      config: the resolved configuration (rate, mu and device are numbers and names, not "auto").
+      loaded: the frozen base model.
+      data: the clients' data.
+      bench: the model with its trained parameters, untrained as yet.
+      algorithm: the algorithm.
+    """
+
+    config: Config
+    loaded: Loaded
+    data: FederatedData
+    bench: ModelBench
+    algorithm: Algorithm[State]
+
+
+def read_data(config: Config, tokenizer: object) -> FederatedData:
+    """Returns the clients' data: records are encoded, the evaluation set is set apart, the rest is dealt.
+
+    Raises:
+      DataError: nothing usable, or too little for so many clients.
+    """
+    settings = config.data
+    records = load_records(_source(config, settings.path))
+    encoded = _encode(config, records, tokenizer)
+    examples = encoded.examples
+    if settings.eval_path is not None:
+        others = load_records(_source(config, settings.eval_path))
+        common, rest = _encode(config, others, tokenizer).examples, tuple(range(len(examples)))
+        judged: Sequence[Record] = others
+    else:
+        rest, kept = holdout(len(examples), examples=_held_out(config, len(examples)), seed=settings.seed)
+        common, judged = tuple(examples[i] for i in kept), records
+    labels = [_label(config, records[examples[i].record]) for i in rest]
+    dealt = split(
+        config.split.kind, labels, clients=config.federation.clients, seed=settings.seed, alpha=config.split.alpha
+    )
+    report = split_report(dealt, labels)
+    own = CLIENT_EVAL_SHARE if config.eval.per_client and settings.eval_path is None else 0
+    train, local = holdout_clients(dealt, per_client=own, seed=settings.seed)
+    evaluation = {"eval": _some(common, config.eval.examples, "eval")}
+    for client, part in enumerate(local if own else ()):
+        evaluation[f"client/{client}"] = _some([examples[rest[i]] for i in part], config.eval.examples, f"client/{client}")
+    parts = tuple(tuple(examples[rest[i]] for i in part) for part in train)
+    return FederatedData(parts, evaluation, report, dict(encoded.reasons), tuple(judged))
+
+
+def _source(config: Config, path: str | None) -> DataSource:
+    settings = config.data
+    return DataSource(
+        path=None if path is None else _expand(path),
+        name=settings.name if path is None else None,
+        columns=settings.columns,
+        preset=settings.preset,
+        split=settings.split,
+        limit=settings.limit,
+        choices=tuple(settings.choices),
+        seed=settings.seed,
+    )
+
+
+def _expand(path: str) -> str:
+    """Returns `path` with environment variables and ~ filled in."""
+    try:
+        return os.path.expanduser(Template(path).substitute(os.environ))
+    except KeyError as missing:
+        raise DataError(f"{path}: set the environment variable {missing.args[0]} to the folder of your data.") from None
+    except ValueError:
+        raise DataError(f"{path}: a $ must be followed by the name of an environment variable.") from None
+
+
+def _encode(config: Config, records: Sequence[Record], tokenizer: object) -> Encoded:
+    settings = config.data
+    encoded = encode(
+        records, tokenizer, template=settings.template, max_tokens=settings.max_tokens, objective=settings.objective
+    )
+    if not encoded.examples:
+        raise DataError(f"No record is left after encoding ({dict(encoded.reasons)}); raise data.max_tokens.")
+    return encoded
+
+
+def _held_out(config: Config, count: int) -> int:
+    wanted = config.data.eval_examples
+    return min(wanted if wanted is not None else max(1, round(count * config.data.eval_fraction)), count - 1)
+
+
+def _label(config: Config, record: Record) -> str:
+    value = getattr(record, config.split.field, None)
+    if value is None:
+        raise ConfigError(f"split.field: expected a field of a record such as category, got '{config.split.field}'.")
+    return str(value)
+
+
+def _some(examples: Sequence[Example], limit: int, name: str) -> tuple[Example, ...]:
+    if len(examples) <= limit:
+        return tuple(examples)
+    order = shuffled(len(examples), "evaluate", name)
+    return tuple(examples[i] for i in sorted(int(k) for k in order[:limit]))
+
+
+def load_base(config: Config) -> Loaded:
+    """Returns the frozen base model of a configuration; sets the number of threads."""
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
+    wanted = config.runtime.device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    return load_model(config.model.name, revision=config.model.revision, dtype=config.model.dtype, device=device)
+
+
+def build_bench(config: Config, loaded: Loaded, data: FederatedData) -> ModelBench:
+    """Returns the bench with untrained parameters, the same on every machine for the same configuration."""
+    federation = config.federation
+    batches = Batches(
+        data.parts, batch_size=federation.batch_size, local_steps=federation.local_steps, seed=federation.seed
+    )
+    settings = config.adapter
+    adapter = make_adapter(
+        loaded.model, kind=settings.kind, rank=settings.rank, alpha=settings.alpha, targets=settings.targets
+    )
+    lanes = config.runtime.lanes if config.runtime.lanes is not None else "auto"
+    return ModelBench(loaded, adapter, batches=batches, law=config.algorithm.law, seed=federation.seed, lanes=lanes)
+
+
+def resolve(config: Config, *, dim: int) -> Config:
+    """Returns the configuration with rate and mu as numbers.
+
+    0.3 / sqrt(d) was below every measured limit of the rate, from 9 thousand to 870 thousand trained scalars. A 16-bit
+    forward pass needs mu about 1e-2: at 1e-3 the difference of two losses is mostly rounding.
+    """
+    algorithm = config.algorithm
+    rate = algorithm.rate if algorithm.rate is not None else 0.3 / math.sqrt(dim)
+    mu = algorithm.mu if algorithm.mu is not None else (1e-3 if config.model.dtype == "float32" else 1e-2)
+    return config.model_copy(update={"algorithm": algorithm.model_copy(update={"rate": rate, "mu": mu})})
+
+
+def build_algorithm(config: Config, sizes: Mapping[int, int]) -> Algorithm[State]:
+    """Returns the algorithm of a resolved configuration."""
+    algorithm, federation = config.algorithm, config.federation
+    if algorithm.rate is None or algorithm.mu is None:
+        raise ConfigError("algorithm.rate and algorithm.mu must be numbers here; resolve the configuration first.")
+    forward = "forward-half" if algorithm.paper_eq2_scale else "forward"
+    settings = Settings(
+        rate=algorithm.rate,
+        mu=algorithm.mu,
+        steps=federation.local_steps,
+        directions=algorithm.directions,
+        clip=algorithm.clip_multiple,
+        decay=algorithm.decay,
+        rounds=federation.rounds,
+        law=algorithm.law,
+        estimator="two-point" if algorithm.estimator == "two-point" else forward,
+        dense=federation.transport == "dense",
+    )
+    cohort = federation.cohort if federation.cohort is not None else federation.clients
+    return fedmezo(
+        settings, seed=federation.seed, cohort=cohort, weights=weighting(federation.weighting, sizes)
+    )
+
+
+def build(config: Config) -> Built:
+    """Returns everything a run of `config` needs; the slow part is loading the model."""
+    loaded = load_base(config)
+    data = read_data(config, loaded.tokenizer)
+    bench = build_bench(config, loaded, data)
+    resolved = resolve(config, dim=bench.params.dim)
+    return Built(resolved, loaded, data, bench, build_algorithm(resolved, data.sizes))

@@ -1,0 +1,142 @@
+"""The run report: one HTML file that needs no network, made from the journal alone.
+
+write_report(Path("runs/demo/journal.sqlite"), out=Path("runs/demo/report.html"))
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmezo.runtime.journal import Journal
+from fedmezo.studies.charts import AXES, Chart, charts, figures_json, plotly_script, split_chart
+from fedmezo.studies.facts import Facts, Split, gather, setting
+from fedmezo.studies.page import SCRIPT, STYLE, Html, dot, safe
+from fedmezo.studies.tables import cards, categories, clients, configuration, evaluations, events, identity
+
+__all__ = ["write_report"]
+
+_NOTHING = "<p>No round is complete yet.</p>"
+# Nothing may be loaded, so the browser itself refuses what a slip in this file, or in the data, would ask for.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def write_report(
+    journal: Path | str | Journal,
+    *,
+    out: Path,
+    summary: Mapping[str, object] | None = None,
+    split: Mapping[str, Any] | None = None,
+) -> Path:
+    """Returns the path of the report it writes: `out`, or report.html in `out` if that is a folder.
+
+    The file appears whole or not at all. A run in progress is fine.
+
+    Args:
+      journal: an open journal, or the path of one.
+      out: where the report goes.
+      summary: the run's summary (`Summary.as_dict()`), once it has ended.
+      split: who has what: `SplitReport.as_dict()`; see `Split`.
+
+    Raises:
+      ConfigError: plotly is not installed.
+      JournalError: the journal cannot be read.
+    """
+    script = plotly_script()
+    facts = _facts(journal, summary or {})
+    target = out / "report.html" if out.is_dir() else out
+    folder = str(facts.summary.get("run_dir") or target.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    half = target.with_name(f".{target.name}.half")
+    half.write_text(_page(facts, Split(split or {}), folder=folder, script=script), encoding="utf-8")
+    os.replace(half, target)
+    return target
+
+
+def _facts(journal: Path | str | Journal, summary: Mapping[str, object]) -> Facts:
+    if not isinstance(journal, str | Path):
+        return gather(journal, summary=summary)
+    with Journal.open(Path(journal), readonly=True) as opened:
+        return gather(opened, summary=summary)
+
+
+def _page(facts: Facts, split: Split, *, folder: str, script: str) -> str:
+    groups = charts(facts)
+    groups["split"] = [split_chart(split.labels, names=split.names)] if split.labels else []
+    title = _title(facts)
+    figures = figures_json([chart for group in groups.values() for chart in group])
+    body = "\n".join(
+        f"<section>{part}</section>" for part in _sections(facts, split, groups=groups, folder=folder) if part
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{safe(title)}</title><style>{STYLE}</style></head>\n<body><main>{_head(facts, title)}\n{body}\n"
+        f'</main><script type="application/json" id="figures">{figures}</script>\n'
+        f"<script>{script}</script>\n<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _title(facts: Facts) -> str:
+    algorithm = setting(facts, "fl.algorithm", "algorithm.name", "algorithm") or "federated tuning"
+    return f"{setting(facts, 'model.name', 'model.id', 'model') or 'A language model'}, {algorithm}"
+
+
+def _head(facts: Facts, title: str) -> Html:
+    data = setting(facts, "data.name", "data.path", "data.preset", "data.source", "data")
+    planned = setting(facts, "federation.rounds", "fl.rounds", "rounds")
+    done = len(facts.rows)
+    rounds = f"{done:,} of {planned}" if planned.isdigit() and int(planned) > done else f"{done:,}"
+    number = (
+        facts.summary.get("clients")
+        or setting(facts, "federation.clients", "fl.clients", "data.clients", "clients")
+        or len(facts.clients)
+    )
+    said = [
+        f"{number} client{'' if str(number) == '1' else 's'}",
+        f"{rounds} rounds of {facts.steps} local steps" if facts.steps else f"{rounds} rounds",
+    ]
+    said += [f"{facts.dim:,} trainable scalars"] if facts.dim else []
+    said += [f"data: {data}"] if data else []
+    made = f"Started {facts.header.created}, fedmezo {facts.header.package}, {facts.header.kind}."
+    words = f"<p class=lead>{safe(', '.join(said))}.<br><small>{safe(made)}</small></p>"
+    return Html(f"<header><p class=kicker>fedmezo run report</p><h1>{safe(title)}</h1>{words}</header>")
+
+
+def _sections(facts: Facts, split: Split, *, groups: Mapping[str, Sequence[Chart]], folder: str) -> Iterator[str]:
+    yield cards(facts)
+    yield ("<h2>Evaluation</h2>" + _switch(groups["evaluation"]) + _figures(groups["evaluation"]) + evaluations(facts))
+    yield "<h2>Training</h2>" + (_figures([*groups["training"], *groups["slopes"]]) or _NOTHING)
+    yield "<h2>Traffic</h2>" + (_figures(groups["traffic"]) or _NOTHING)
+    yield clients(facts, split) + _figures(groups["split"])
+    yield categories(facts)
+    yield events(facts)
+    yield identity(facts, folder)
+    yield configuration(facts)
+
+
+def _figures(shown: Sequence[Chart]) -> str:
+    if not shown:
+        return ""
+    drawn = []
+    for chart in shown:
+        key = "".join(dot(name, colour=colour) for name, colour in chart.key)
+        note = f"<p class=note>{safe(chart.note)}</p>" if chart.note else ""
+        caption = f"<figcaption><b>{safe(chart.title)}</b>{key}</figcaption>{note}"
+        kind = " class=wide" if chart.wide else ""
+        hole = f"<div class=chart id={chart.id}></div><noscript>Charts need JavaScript.</noscript>"
+        drawn.append(f"<figure{kind}>{caption}{hole}</figure>")
+    return f"<div class=figures>{''.join(drawn)}</div>"
+
+
+def _switch(shown: Sequence[Chart]) -> str:
+    """Returns the choice of what the evaluation charts are drawn against."""
+    if not shown:
+        return "<p>Nothing was evaluated yet.</p>"
+    marks = [
+        f"<label><input type=radio name=axis value={axis} data-title='{safe(title)}'{'' if at else ' checked'}>"
+        f"<span>{safe(title)}</span></label>"
+        for at, (axis, title) in enumerate(AXES.items())
+    ]
+    return f"<fieldset class=switch><legend>Drawn against</legend>{''.join(marks)}</fieldset>"

@@ -1,0 +1,174 @@
+"""The sections that say how a run goes: who takes part, the descent, judging, guarding, output, machine."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fedmezo.studies.keys import MAX_SEED, Section, key
+
+__all__ = ["AVAILABLE", "Algorithm", "Eval", "Federation", "Guard", "Output", "Runtime"]
+
+ALGORITHMS = ("fedmezo", "fedavg", "fedkseed", "fedkseed-pro")
+AVAILABLE = ("fedmezo",)
+
+
+class Federation(Section):
+    """Who takes part, and for how long."""
+
+    clients: int = key("Number of clients; the paper's N.", default=3, also=("num_clients", "client_num"), ge=1)
+    cohort: int | None = key(
+        'Clients drawn for each round; "all" for everyone.',
+        default=None,
+        word="all",
+        also=("clients_per_round", "sample_client_num"),
+        ge=1,
+    )
+    rounds: int = key("Number of rounds; the paper's T.", default=20, also=("num_rounds", "total_round_num"), ge=1)
+    local_steps: int = key(
+        "Steps a client takes in a round; the paper's H.", default=30, also=("steps", "local_update_steps"), ge=1
+    )
+    batch_size: int = key("Examples per step.", default=1, also=("batch", "per_device_train_batch_size"), ge=1)
+    seed: int = key("Names every direction, batch and cohort of the run.", default=0, ge=0, le=MAX_SEED)
+    weighting: Literal["uniform", "samples", "dataset"] = key(
+        "Weight of a client in the mean: uniform | samples (examples used this round) | dataset (examples it owns).",
+        default="uniform",
+    )
+    transport: Literal["scalars", "dense"] = key(
+        "What travels up: scalars (4 bytes a step) | dense (every trained parameter). The model is the same.",
+        default="scalars",
+    )
+
+    @model_validator(mode="after")
+    def _cohort_fits(self) -> "Federation":
+        if self.cohort is not None and self.cohort > self.clients:
+            raise ValueError(
+                f"federation.cohort: expected at most federation.clients = {self.clients}, got {self.cohort}."
+            )
+        return self
+
+
+class Algorithm(Section):
+    """The descent every client does."""
+
+    name: str = key(f"Which algorithm; available in this version: {', '.join(AVAILABLE)}.", default="fedmezo")
+    rate: float | None = key(
+        'Learning rate, in parameter units per unit of slope; the paper\'s eta. "auto" is 0.3 / sqrt(d).',
+        default=None,
+        word="auto",
+        also=("lr", "learning_rate"),
+        gt=0,
+    )
+    mu: float | None = key(
+        "How far from the current weights the two losses are taken, in parameter units; the paper's mu. "
+        '"auto" is 1e-3 for a float32 model and 1e-2 for 16-bit ones.',
+        default=None,
+        word="auto",
+        also=("eps", "epsilon", "zo_eps"),
+        gt=0,
+    )
+    directions: int = key(
+        "Directions averaged in each step, n; each costs two forward passes.", default=1, also=("num_directions",), ge=1
+    )
+    law: Literal["gaussian", "rademacher"] = key(
+        "Law of a direction's entries: gaussian | rademacher.", default="gaussian"
+    )
+    estimator: Literal["two-point", "forward"] = key(
+        "Slope from the losses on both sides (two-point), or from one side and the middle (forward).",
+        default="two-point",
+    )
+    paper_eq2_scale: bool = key(
+        "With estimator = forward only: the factor 1/(2 mu) as the paper's Eq. 2 prints it.", default=False
+    )
+    clip: Annotated[float, Field(gt=0)] | Literal["none"] = key(
+        'Slopes are limited to this many of their running scale; "none" is the paper\'s plain method.',
+        default=3.0,
+        also=("clip_slope",),
+    )
+    decay: Literal["constant", "linear", "cosine"] = key(
+        "How the rate falls over the rounds: constant | linear | cosine.",
+        default="constant",
+        also=("schedule", "lr_scheduler_type"),
+    )
+    pool: int = key(
+        "Seeds to draw directions from, for the fedkseed family; the paper's K.",
+        default=4096,
+        also=("pool_size",),
+        ge=1,
+        le=2**31,
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _available(cls, name: str) -> str:
+        if name in AVAILABLE:
+            return name
+        state = "is not in this version yet" if name in ALGORITHMS else "is not known"
+        raise ValueError(f'algorithm.name: "{name}" {state}; available: {", ".join(AVAILABLE)}.')
+
+    @field_validator("clip", mode="before")
+    @classmethod
+    def _no_clip(cls, value: Any) -> Any:
+        return "none" if value == math.inf else value
+
+    @model_validator(mode="after")
+    def _scale_needs_forward(self) -> "Algorithm":
+        if self.paper_eq2_scale and self.estimator != "forward":
+            raise ValueError('algorithm.paper_eq2_scale needs algorithm.estimator = "forward".')
+        return self
+
+    @property
+    def clip_multiple(self) -> float:
+        """The clip as a number: inf for "none"."""
+        return math.inf if self.clip == "none" else float(self.clip)
+
+
+class Eval(Section):
+    """When and how the model is judged."""
+
+    every: int = key(
+        "Rounds between evaluations; the last round is always evaluated.", default=5, also=("freq", "eval_freq"), ge=1
+    )
+    examples: int = key("Examples per evaluation at most.", default=200, also=("num_examples",), ge=1)
+    metrics: tuple[Literal["loss", "accuracy", "rouge_l", "exact_match"], ...] = key(
+        "Any of loss | accuracy | rouge_l | exact_match, as a list; the last two write answers, which takes longer.",
+        default=("loss", "accuracy"),
+        min_length=1,
+    )
+    per_client: bool = key("Also judge on each client's own evaluation examples.", default=False)
+    max_new_tokens: int = key("Tokens written at most per answer, for rouge_l and exact_match.", default=64, ge=1)
+
+
+class Guard(Section):
+    """What happens when the loss goes up instead of down."""
+
+    on_surge: Literal["warn", "halve", "rollback"] = key(
+        "warn | halve (the rate, from then on) | rollback (to the best round, then halve).", default="halve"
+    )
+
+
+class Output(Section):
+    """What is kept, and where."""
+
+    dir: str | None = key(
+        "Folder of the run; made from the configuration's name and the time when left out.",
+        default=None,
+        also=("out", "outdir", "output_dir"),
+        example="runs/mine",
+        min_length=1,
+    )
+    export: bool = key("Write the tuned adapter (or model) at the end.", default=True)
+    report: bool = key("Write report.html at the end.", default=True)
+    tensorboard: bool = key("Write TensorBoard curves.", default=True)
+
+
+class Runtime(Section):
+    """The machine. Threads and lanes change the speed, not the result."""
+
+    device: Literal["cpu", "cuda", "auto"] = key("cpu | cuda | auto (cuda when there is one).", default="cpu")
+    threads: int | None = key(
+        'CPU threads; "auto" leaves the choice to torch.', default=None, word="auto", also=("num_threads",), ge=1
+    )
+    lanes: int | None = key(
+        'Settings of the adapter evaluated in one forward pass; "auto" goes by memory.', default=None, word="auto", ge=1
+    )
