@@ -35,13 +35,13 @@ def client_walk(theta, loss, *, client, round_number, run_seed, rate, mu, steps,
 
 def fedmezo(theta, loss, *, rounds, clients, run_seed, rate, mu, steps, directions=1, clip=np.inf):
     """Returns the global model after every round: full participation, uniform weights, constant rate."""
-    trajectory, scales = [], []
+    trajectory, scale = [], 0.0
     for round_number in range(rounds):
 
         def limit(seen):
             if np.isinf(clip):
                 return np.inf
-            known = np.median(scales) if scales else 1.4826 * np.median(np.abs(seen))
+            known = scale if scale else 1.4826 * np.median(np.abs(seen))
             return clip * known
 
         results = [
@@ -52,6 +52,7 @@ def fedmezo(theta, loss, *, rounds, clients, run_seed, rate, mu, steps, directio
             for c in clients
         ]  # fmt: skip
         theta = {name: sum(result[0][name] for result in results) / len(clients) for name in theta}
-        scales.append(1.4826 * np.median(np.abs([slope for result in results for slope in result[1]])))
+        seen = 1.4826 * np.median(np.abs([slope for result in results for slope in result[1]]))
+        scale = np.clip(seen, 0.9 * scale, 1.02 * scale) if scale else seen
         trajectory.append(theta)
     return trajectory

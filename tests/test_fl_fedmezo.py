@@ -152,16 +152,25 @@ def test_a_skipped_step_moves_nothing_and_only_its_own_client_loses():
     assert math.isnan(reply.loss)
     task = fedmezo(SETTINGS, seed=5, cohort=3).plan(State(), CLIENTS)[1]
     assert set(walk_of(task, reply.slopes).coefficients) == {0.0}
-    assert states[0].scales[0] > 0
+    assert states[0].scale > 0
 
 
 def test_clipping_follows_the_running_scale_of_past_rounds():
     settings = replace(SETTINGS, clip=3.0)
     algorithm = fedmezo(settings, seed=5, cohort=3)
     assert algorithm.plan(State(), CLIENTS)[0].clip == 0
-    state = State(round=3, scales=(1.0, 2.0, 30.0))
+    state = State(round=3, scale=2.0)
     assert algorithm.plan(state, CLIENTS)[0].clip == 6.0
     assert fedmezo(SETTINGS, seed=5, cohort=3).plan(state, CLIENTS)[0].clip == math.inf
+
+
+@pytest.mark.parametrize(("seen", "expected"), [(100.0, 2.04), (2.01, 2.01), (1.9, 1.9), (0.01, 1.8), (0.0, 2.0)])
+def test_the_running_scale_rises_slowly_and_falls_faster(seen, expected):
+    algorithm = fedmezo(replace(SETTINGS, steps=1), seed=1, cohort=2)
+    slopes = (seen / 1.4826,) if seen else (math.nan,)
+    replies = [Reply(0, c, examples=1, loss=1.0, slopes=slopes) for c in (0, 1)]
+    state, _ = algorithm.aggregate(State(scale=2.0), replies)
+    assert state.scale == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("decay", "expected"), [("constant", 1.0), ("linear", 0.75), ("cosine", 0.853553)])

@@ -32,6 +32,15 @@ ALONE = ["gemma2", "bloom"]
 TARGETS = {"granite": ["q_proj", "v_proj"], "mamba": ["in_proj"], "mixtral": ["q_proj", "v_proj"]}
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Two threads take several times as long on models this small when the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def config(name, **options):
     return LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS.get(name), **options)
 
@@ -50,7 +59,7 @@ def start_of(loaded, adapter):
     return params
 
 
-def batches(client, round, step):  # noqa: A002
+def batches(client, round, step):
     return (answers(3, seed=client), candidates(2, seed=client), multiple_choice(2, seed=client))[round]
 
 
@@ -206,7 +215,8 @@ def test_lora_on_other_architectures_equals_peft(name):
     attention = loaded.model.config._attn_implementation if name == "mamba" else "sdpa"
     points = points_of(bench, clients=(1,))
     wanted = [
-        plain_loss(plain_model(loaded, "lora", moved(p), attention=attention), batches(p.client, p.round, 0)) for p in points
+        plain_loss(plain_model(loaded, "lora", moved(p), attention=attention), batches(p.client, p.round, 0))
+        for p in points
     ]
     assert_close(bench.losses(points), wanted)
 
@@ -259,7 +269,9 @@ def test_pieces_of_logits_in_any_cut_give_the_same_scores(cut):
     rows, options = [Row((1, 4, 8, 0), 1), Row((3, 3, 2, 5), 2)], [(), ()]
     options[1] = (5, 1)
     pieces = [
-        Piece(a, b, logits[a : a + cut[0], b : b + cut[1]].clone()) for b in range(0, 9, cut[1]) for a in range(0, 5, cut[0])
+        Piece(a, b, logits[a : a + cut[0], b : b + cut[1]].clone())
+        for b in range(0, 9, cut[1])
+        for a in range(0, 5, cut[0])
     ]
     first, second = label_scores(pieces, rows=rows, options=options, device=logits.device)
     losses = torch.nn.functional.cross_entropy(logits.double(), torch.tensor([4, 8, 0, 2, 5]), reduction="none")
@@ -343,7 +355,14 @@ def test_start_is_the_same_everywhere_and_pefts_law():
 
 
 @pytest.mark.parametrize(
-    "options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"bias": "all"}, {"init_lora_weights": "pissa"}, {"modules_to_save": ["lm_head"]}]
+    "options",
+    [
+        {"lora_dropout": 0.1},
+        {"use_dora": True},
+        {"bias": "all"},
+        {"init_lora_weights": "pissa"},
+        {"modules_to_save": ["lm_head"]},
+    ],
 )
 def test_lora_settings_we_would_not_honour_are_refused(options):
     with pytest.raises(ModelError, match=next(iter(options))):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -52,7 +53,7 @@ def a_round(number, *, clients=(0, 4), steps=3, dense=False):
         tokens=2**40 + number,
         digest=draw.choice([None, f"{number:064x}"]),
         evaluations={"eval": {"loss": draw.random(), "accuracy": math.nan}, "train": {"loss": 1.0}},
-        events=(("surge", "training loss surged"), ("note", "γ = 1")),
+        events=(("surge", "training loss surged"), ("note", "naïve")),
     )
 
 
@@ -199,15 +200,15 @@ def test_dense_walks_are_kept_as_slopes_and_gradients_as_they_are(tmp_path):
 
 def test_replay_into_other_parameters_is_refused(tmp_path):
     other = Params({"c": torch.zeros(3)})
-    with Journal.open(a_journal(tmp_path), readonly=True) as journal:
-        with pytest.raises(JournalError, match=f"layout {HEADER.layout[:12]}, these have {other.layout()[:12]}"):
-            replay(other, journal)
+    sentence = f"layout {HEADER.layout[:12]}, these have {other.layout()[:12]}"
+    with Journal.open(a_journal(tmp_path)) as journal, pytest.raises(JournalError, match=sentence):
+        replay(other, journal)
 
 
 def columns():
     for table in TABLES:
         with closing(sqlite3.connect(":memory:")) as db:
-            db.execute(f"CREATE TABLE links (link); CREATE TABLE t ({TABLES[table]})".split("; ")[1])
+            db.execute(f"CREATE TABLE t ({TABLES[table]})")
             yield from ((table, row[1]) for row in db.execute("PRAGMA table_info(t)"))
 
 
@@ -221,12 +222,12 @@ def test_a_change_of_any_column_is_found_and_its_round_named(tmp_path, table, co
         assert db.execute(f"UPDATE {table} SET {column} = COALESCE({new}, 1) {where}").rowcount == 1
         db.commit()
     if table == "run":
-        with pytest.raises(JournalError, match="record 0"):
+        with pytest.raises(JournalError, match="its header differs"):
             Journal.open(path)
         return
-    with Journal.open(path, readonly=True) as journal:
-        with pytest.raises(JournalError, match=r"round 2 is damaged, the 2 before it are sound"):
-            journal.verify_chain()
+    sentence = "round 2 is damaged, the 2 before it are sound"
+    with Journal.open(path, readonly=True) as journal, pytest.raises(JournalError, match=sentence):
+        journal.verify_chain()
 
 
 @pytest.mark.parametrize("table", ["rounds", "replies", "evaluations", "events", "links"])
@@ -236,9 +237,8 @@ def test_a_lost_row_is_found_and_its_round_named(tmp_path, table):
         link = db.execute("SELECT link FROM rounds WHERE round = 1").fetchone()[0]
         db.execute(f"DELETE FROM {table} WHERE link = ?", (link,))
         db.commit()
-    with Journal.open(path, readonly=True) as journal:
-        with pytest.raises(JournalError, match="round 1 is damaged"):
-            journal.verify_chain()
+    with Journal.open(path, readonly=True) as journal, pytest.raises(JournalError, match="round 1 is damaged"):
+        journal.verify_chain()
 
 
 def test_a_damaged_round_is_not_replayed(tmp_path):
@@ -246,9 +246,9 @@ def test_a_damaged_round_is_not_replayed(tmp_path):
     with closing(sqlite3.connect(path)) as db:
         db.execute("UPDATE replies SET weight = 0.25 WHERE round = 2 AND client = 0")
         db.commit()
-    with Journal.open(path, readonly=True) as journal:
-        with pytest.raises(JournalError, match="verify"):
-            replay(quadratic_params(), journal)
+    sentence = r"record 4 \(round 2\) differs from its checksum"
+    with Journal.open(path, readonly=True) as journal, pytest.raises(JournalError, match=sentence):
+        replay(quadratic_params(), journal)
 
 
 def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path):
@@ -318,7 +318,7 @@ def test_left_overs_of_a_removed_journal_do_not_enter_a_new_one(tmp_path):
         journal.verify_chain()
 
 
-def test_a_read_only_folder_is_readable_and_says_why_it_is_not_writable(monkeypatch):
+def test_a_read_only_folder_is_readable_and_says_why_it_is_not_writable():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -328,7 +328,7 @@ def test_a_read_only_folder_is_readable_and_says_why_it_is_not_writable(monkeypa
             with Journal.open(path, readonly=True) as journal:
                 journal.verify_chain()
                 assert journal.last == 4
-            with pytest.raises(JournalError, match="cannot be written: Permission denied .*make that folder writable"):
+            with pytest.raises(JournalError, match=r"cannot be written: Permission denied .*make that folder writable"):
                 Journal.open(path)
             with pytest.raises(JournalError, match="cannot be written: Permission denied"):
                 Journal.create(folder / "new.sqlite", HEADER)
@@ -361,20 +361,25 @@ def test_a_full_disk_keeps_the_rounds_and_says_how_to_go_on(tmp_path):
         db.execute("PRAGMA max_page_count = 1000000")
         journal.append(a_round(kept))
         journal.verify_chain()
-        assert repr(list(journal.rounds())[3:]) == repr([a_round(number) for number in range(3, kept + 1)])
+        got = [done.entries for done in journal.rounds()]
+        assert repr(got) == repr([a_round(number).entries for number in range(kept + 1)])
+
+
+def say(what):
+    """Tells the test that started this process."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
 
 
 def append_until_it_fails(path, limit):
     """In a process whose files may not grow beyond `limit` bytes."""
-    import resource
-
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with Journal.open(Path(path)) as journal:
         try:
             while True:
                 journal.append(a_round(journal.last))
         except JournalError as error:
-            print(json.dumps([str(error), journal.last]))
+            say([str(error), journal.last])
 
 
 def test_a_failing_write_keeps_the_rounds_and_says_how_to_go_on(tmp_path):
@@ -392,14 +397,14 @@ def hold(path):
     """Opens for writing, says so, and waits to be killed."""
     with Journal.open(Path(path)) as journal:
         journal.append(a_round(journal.last))
-        print("open", flush=True)
+        say("open")
         time.sleep(60)
 
 
 def test_one_process_writes_while_others_read_and_a_crash_frees_the_journal(tmp_path):
     path = a_journal(tmp_path)
     child = python("t.hold(sys.argv[1])", path)
-    assert child.stdout.readline() == "open\n"
+    assert json.loads(child.stdout.readline()) == "open"
     with pytest.raises(JournalError, match="another process is writing it"):
         Journal.open(path)
     with Journal.open(path, readonly=True) as reader:
@@ -415,9 +420,8 @@ def test_one_process_writes_while_others_read_and_a_crash_frees_the_journal(tmp_
 
 def test_two_writers_in_one_process_exclude_each_other(tmp_path):
     path = a_journal(tmp_path)
-    with Journal.open(path):
-        with pytest.raises(JournalError, match="another process is writing it"):
-            Journal.open(path)
+    with Journal.open(path), pytest.raises(JournalError, match="another process is writing it"):
+        Journal.open(path)
     Journal.open(path).close()
 
 
@@ -445,7 +449,7 @@ def test_rollback_gives_the_journal_that_never_went_further(tmp_path, kept):
         assert content(backup) == truth
         assert journal.last == kept
         assert repr(list(journal.rounds())) == repr(list(never.rounds()))
-        assert journal.evaluations() == never.evaluations() or "nan" in repr(never.evaluations())
+        assert repr(journal.evaluations()) == repr(never.evaluations())
         assert journal.slowed() == never.slowed()
         detail = f"by hand: kept {kept} of 4 rounds, all of them are in {backup.name}"
         assert journal.events() == [*never.events(), (kept, "rollback", detail)]
@@ -465,7 +469,7 @@ def test_rollback_to_rounds_that_are_not_there_changes_nothing(tmp_path):
     assert not list(tmp_path.glob("*rollback*"))
 
 
-def test_rollback_without_room_for_the_copy_changes_nothing(tmp_path, monkeypatch):
+def test_rollback_without_room_for_the_copy_changes_nothing(tmp_path):
     path = a_journal(tmp_path)
     truth = content(path)
     with Journal.open(path) as journal:
@@ -489,15 +493,15 @@ def kill_children(path, trials):
     """Forks children that append, kills each at a random instant, prints what each said it had committed."""
     path, draw = Path(path), random.Random(2)
     for _ in range(trials):
-        told, say = os.pipe()
+        told, tell = os.pipe()
         child = os.fork()
         if not child:
             with Journal.open(path) as journal:
-                os.write(say, b"!")
+                os.write(tell, b"!")
                 while True:
                     journal.append(a_round(journal.last, clients=range(8), steps=30))
-                    os.write(say, b".")
-        os.close(say)
+                    os.write(tell, b".")
+        os.close(tell)
         os.read(told, 1)
         time.sleep(draw.random() * 0.06)
         os.kill(child, signal.SIGKILL)
@@ -506,7 +510,7 @@ def kill_children(path, trials):
             committed = len(pipe.read())
         with Journal.open(path, readonly=bool(draw.randrange(2))) as journal:
             journal.verify_chain()
-            print(json.dumps([committed, journal.last]), flush=True)
+            say([committed, journal.last])
 
 
 def test_a_killed_process_leaves_the_rounds_it_committed(tmp_path):

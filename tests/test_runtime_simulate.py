@@ -116,7 +116,7 @@ def test_the_untrained_model_is_judged_once_and_the_last_round_always(tmp_path):
 
 def test_a_loss_that_is_never_finite_is_counted_and_reported_and_moves_nothing(tmp_path):
     bench = ToyBench(quadratic_params(), lambda *_: math.nan)
-    digest, reports = go(tmp_path / "a", rounds=2, bench=bench)
+    digest, reports = go(tmp_path / "a", rounds=2, bench=bench, on_surge="warn")
     assert digest == quadratic_params().digest()
     assert reports[0].skipped == 3 * SETTINGS.steps
     assert {kind for kind, _ in reports[0].events} == {"skipped", "surge"}

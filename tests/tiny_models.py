@@ -31,7 +31,12 @@ def _config(name):
     import transformers as hf
 
     ends = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": WINDOW} | ends
+    common = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": WINDOW,
+    } | ends
     grouped = common | {"intermediate_size": 48, "num_key_value_heads": 2}
     return {
         "llama": lambda: hf.LlamaConfig(**grouped),

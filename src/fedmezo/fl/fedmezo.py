@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Literal
 
 from fedmezo.errors import RunError
@@ -19,7 +18,9 @@ __all__ = ["Decay", "Settings", "State", "fedmezo"]
 
 Decay = Literal["constant", "linear", "cosine"]
 RateHook = Callable[["State", int], float]
-_SCALES_KEPT = 64
+# The scale of the clip may rise by 2 % a round and fall by 10 %. A run that begins to diverge shows slopes ten times
+# larger within a few rounds; a clip that followed them would let it go.
+_RISE, _FALL = 1.02, 0.9
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class State:
 
     Attributes:
       round: rounds done.
-      scales: robust scale of each recent round's slopes, newest last; sets the clip in force.
+      scale: running scale of the slopes, which sets the clip in force; 0 before the first round.
       slowed: factor on every rate, lowered by guards.
     """
 
     round: int = 0
-    scales: tuple[float, ...] = ()
+    scale: float = 0.0
     slowed: float = 1.0
 
 
@@ -109,9 +110,8 @@ def fedmezo(
         ordered = _checked(state, settings, replies)
         parts = tuple(reply.delta or walk_of(task(state, reply.client), reply.slopes) for reply in ordered)
         scale = robust_scale([slope for reply in ordered for slope in reply.slopes])
-        scales = (*state.scales, scale)[-_SCALES_KEPT:] if scale > 0 else state.scales
         update = Update(parts, tuple(weights(ordered)) if ordered else ())
-        return replace(state, round=state.round + 1, scales=scales), update
+        return replace(state, round=state.round + 1, scale=_follow(state.scale, scale)), update
 
     def slow_down(state: State, factor: float) -> State:
         return replace(state, slowed=state.slowed * factor)
@@ -127,10 +127,15 @@ def _decayed(settings: Settings, round_number: int) -> float:
 
 
 def _clip(settings: Settings, state: State) -> float:
-    """Returns the limit on |slope| in force: a multiple of the running median of the rounds' robust scales."""
-    if math.isinf(settings.clip):
-        return math.inf
-    return settings.clip * median(state.scales) if state.scales else 0.0
+    """Returns the limit on |slope| in force; 0 when no scale is known yet."""
+    return math.inf if math.isinf(settings.clip) else settings.clip * state.scale
+
+
+def _follow(scale: float, seen: float) -> float:
+    """Returns the running scale after a round whose slopes had the robust scale `seen` (0: none was finite)."""
+    if scale == 0 or seen == 0:
+        return scale or seen
+    return min(max(seen, _FALL * scale), _RISE * scale)
 
 
 def _checked(state: State, settings: Settings, replies: Sequence[Reply]) -> list[Reply]:

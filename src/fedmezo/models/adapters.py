@@ -117,8 +117,8 @@ def full_adapter(model: PreTrainedModel) -> Adapter:
     for name, tensor in sorted(model.named_parameters(), key=lambda item: item[0]):
         if tensor.dtype != torch.float32:
             raise ModelError(
-                f"Training all parameters needs float32 weights, got {tensor.dtype} ('{name}'): a half-precision weight "
-                "swallows most updates by rounding. Load the model with dtype float32, or train LoRA."
+                f"Training all parameters needs float32 weights, got {tensor.dtype} ('{name}'): a half-precision "
+                "weight swallows most updates by rounding. Load the model with dtype float32, or train LoRA."
             )
         shapes[name] = tuple(tensor.shape)
     return Adapter("full", shapes)
@@ -194,8 +194,8 @@ def _refuse_unknown(config: LoraConfig) -> None:
         value = getattr(config, field.name)
         if field.name not in _HONOURED and value != getattr(plain, field.name):
             raise ModelError(
-                f"LoRA setting {field.name}={value!r} is not supported: training by forward passes honours rank, alpha, "
-                "targets, patterns and rsLoRA only. Leave it out."
+                f"LoRA setting {field.name}={value!r} is not supported: training by forward passes honours rank, "
+                "alpha, targets, patterns and rsLoRA only. Leave it out."
             )
 
 
@@ -273,7 +273,7 @@ def merge(model: PreTrainedModel, adapter: Adapter, *, params: Params) -> dict[s
       ModelError: `params` are not the adapter's, or a LoRA target shares its weight with another module.
     """
     adapter.check(params)
-    state = dict(model.state_dict())
+    state: dict[str, Tensor] = dict(model.state_dict())
     changed = dict(_merged_weights(model, adapter, params))
     by_address = {tensor.data_ptr(): changed[name] for name, tensor in state.items() if name in changed}
     if adapter.kind == "lora":

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
+from torch import Tensor
 
-from fedmezo.errors import DataError, ModelError
+from fedmezo.errors import DataError, ModelError, RunError
 from fedmezo.fl.algorithm import Point
 from fedmezo.models.adapters import Adapter
 from fedmezo.models.engine import Engine, Unit
 from fedmezo.models.lanes import Lane
 from fedmezo.models.load import Loaded
-from fedmezo.models.loss import Example, Row, RowScore, Tally, tally
+from fedmezo.models.loss import Example, RowScore, Tally, tally
+from fedmezo.models.schedule import Job, fill, passes
 from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params
 
@@ -26,7 +27,8 @@ __all__ = ["Evaluation", "ModelBench", "Scores"]
 Batches = Callable[[int, int, int], Sequence[Example]]
 Lanes = int | Literal["auto"]
 
-TOKEN_BUDGET = 4096  # tokens per forward pass with lanes = "auto"
+# Tokens per forward pass with lanes = "auto". On a CPU larger passes were no faster and hold more activations.
+_CPU_BUDGET, _ACCELERATOR_BUDGET = 1024, 16384
 _COPIES_BYTES = 1 << 29  # private LoRA copies may take this much by default
 _MOST_COPIES = 64
 
@@ -87,7 +89,7 @@ class ModelBench:
       batches: (client, round, step) -> that batch; None when only evaluating.
       law: law of z.
       seed: seed of the adapter's own start.
-      lanes: points per forward pass, or "auto": as many as fit 4096 tokens.
+      lanes: points per forward pass, or "auto": as many as fit 1024 tokens on a CPU, 16384 elsewhere.
       capacity: LoRA copies; None for as many as fit 512 MB, at most 64.
 
     Raises:
@@ -106,6 +108,7 @@ class ModelBench:
             adapter.check(params)
             self.params.copy_(params)
         self.engine = Engine(loaded.model, adapter, params=self.params, law=law)
+        self._budget = _CPU_BUDGET if loaded.model.device.type == "cpu" else _ACCELERATOR_BUDGET
         fitting = min(_MOST_COPIES, max(1, _COPIES_BYTES // (4 * self.params.dim)))
         self.capacity = 1 if adapter.kind == "full" else capacity or fitting
         self.forwards = self.tokens = 0
@@ -118,16 +121,11 @@ class ModelBench:
         memory than a forward pass; the folder for temporary files must have room for one float32 copy.
         """
         if count > self.capacity:
-            raise ModelError(
-                f"Expected at most {self.capacity} private copies, got {count}; this is a bug, please report it."
-            )
-        if self.adapter.kind == "lora":
-            yield [self.params.clone() for _ in range(count)]
-            return
-        with _kept(self.params):
-            yield [self.params] * count
+            raise ModelError(f"Expected at most {self.capacity} private copies, got {count}; please report this bug.")
+        with _kept(self.params) if self.adapter.kind == "full" else nullcontext():
+            yield [self.params if self.adapter.kind == "full" else self.params.clone() for _ in range(count)]
 
-    def examples(self, client: int, round: int, step: int) -> int:  # noqa: A002
+    def examples(self, client: int, round: int, step: int) -> int:
         """Returns how many examples the batch of (client, round, step) holds."""
         return len(self._batch(client, round, step))
 
@@ -140,11 +138,11 @@ class ModelBench:
         # Any order of the points gives the same passes, hence the same bits. Long batches first: neighbours of equal
         # length share matrix products, and mirrored points share their noise.
         work = [
-            _Job(index, point, self._batch(point.client, point.round, point.step)) for index, point in enumerate(points)
+            Job(index, point, self._batch(point.client, point.round, point.step)) for index, point in enumerate(points)
         ]
-        work.sort(key=_Job.order)
+        work.sort(key=Job.order)
         scores: dict[tuple[int, int], RowScore] = {}
-        for units in _passes(work, budget=TOKEN_BUDGET, most=None if self._lanes == "auto" else self._lanes):
+        for units in passes(work, budget=self._budget, most=None if self._lanes == "auto" else self._lanes):
             scores |= self._pass(work, units)
         self.forwards += len(points)
         self.tokens += sum(job.tokens for job in work)
@@ -153,7 +151,7 @@ class ModelBench:
         }
         return [by_point[index] for index in range(len(points))]
 
-    def _pass(self, work: Sequence[_Job], units: Sequence[tuple[int, int]]) -> dict[tuple[int, int], RowScore]:
+    def _pass(self, work: Sequence[Job], units: Sequence[tuple[int, int]]) -> dict[tuple[int, int], RowScore]:
         ordered = sorted(units)
         places = {job: lane for lane, job in enumerate(dict.fromkeys(job for job, _ in ordered))}
         lanes = [Lane(work[job].point.params, work[job].point.seed, work[job].point.offset) for job in places]
@@ -171,7 +169,8 @@ class ModelBench:
         for row in (row for example in examples for row in example.rows):
             if not 1 <= row.start < len(row.ids):
                 raise DataError(
-                    f"A row of {len(row.ids)} tokens has no label token (start {row.start}); raise max_tokens or drop it."
+                    f"A row of {len(row.ids)} tokens has no label token (start {row.start}); raise max_tokens "
+                    "or drop it."
                 )
             if len(row.ids) > self._loaded.window:
                 raise DataError(
@@ -179,9 +178,14 @@ class ModelBench:
                 )
 
     def evaluate(
-        self, examples: Sequence[Example], *, params: Params | None = None, batch_tokens: int = TOKEN_BUDGET
+        self, examples: Sequence[Example], *, params: Params | None = None, batch_tokens: int | None = None
     ) -> Evaluation:
-        """Returns loss and accuracy on `examples` at `params` (None: the global model's), over all and per category.
+        """Returns loss and accuracy on `examples`, over all and per category.
+
+        Args:
+          examples: what to predict; the result does not depend on their order, up to rounding.
+          params: where; None for the global model's.
+          batch_tokens: tokens per forward pass; None for the bench's own budget.
 
         Raises:
           DataError: no example, or a row that does not fit the model.
@@ -193,7 +197,9 @@ class ModelBench:
         rows = [(which, row) for which, example in enumerate(examples) for row in range(len(example.rows))]
         rows.sort(key=lambda place: (len(examples[place[0]].rows[place[1]].ids), place))
         found: dict[tuple[int, int], RowScore] = {}
-        for group in _fill(rows, budget=batch_tokens, size=lambda at: len(examples[at[0]].rows[at[1]].ids)):
+        for group in fill(
+            rows, budget=batch_tokens or self._budget, size=lambda at: len(examples[at[0]].rows[at[1]].ids)
+        ):
             units = [Unit(0, examples[which].rows[row], examples[which].options) for which, row in group]
             found |= dict(zip(group, self.engine.score([lane], units), strict=True))
         tallies = [
@@ -221,7 +227,7 @@ class ModelBench:
             if token in ends:
                 break
             made.append(token)
-            feed = [token]
+            feed = [token] if cache is not None else [*prompt, *made]
         return tuple(made)
 
     def _ends(self) -> set[int]:
@@ -233,83 +239,8 @@ class ModelBench:
         ends: set[int] = set()
         for source in sources:
             found = getattr(source, "eos_token_id", None)
-            ends |= set(found) if isinstance(found, list | tuple) else {found} - {None}
+            ends |= set(found if isinstance(found, list | tuple) else [found] if found is not None else [])
         return ends
-
-
-@dataclass(eq=False, slots=True)
-class _Job:
-    """One point with its batch, flattened to rows."""
-
-    index: int
-    point: Point
-    batch: Sequence[Example]
-    rows: list[Row] = field(init=False)
-    options: list[tuple[int, ...]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rows = [row for example in self.batch for row in example.rows]
-        self.options = [example.options for example in self.batch for _ in example.rows]
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(row.ids) - 1 for row in self.rows)
-
-    def order(self) -> tuple[float, ...]:
-        point = self.point
-        return (-self.tokens, point.client, point.round, point.step, point.seed, abs(point.offset), -point.offset)
-
-    def loss(self, scores: Sequence[RowScore]) -> float:
-        total, rest = Tally(), list(scores)
-        for example in self.batch:
-            mine, rest = rest[: len(example.rows)], rest[len(example.rows) :]
-            total += tally(example, mine)
-        return total.loss
-
-
-def _passes(work: Sequence[_Job], *, budget: int, most: int | None) -> Iterator[list[tuple[int, int]]]:
-    """Yields the (job, row) pairs of each forward pass; both sides of a pair of mirrored points stay together."""
-    units: list[tuple[int, int]] = []
-    used, jobs = 0, set[int]()
-    for group in _mirrors(work, most=most):
-        for row in range(len(work[group[0]].rows)):
-            cost = sum(len(work[at].rows[row].ids) - 1 for at in group)
-            crowded = most is not None and len(jobs | set(group)) > most
-            if units and (crowded or (most is None and used + cost > budget)):
-                yield units
-                units, used, jobs = [], 0, set()
-            units += [(at, row) for at in group]
-            jobs |= set(group)
-            used += cost
-    if units:
-        yield units
-
-
-def _mirrors(work: Sequence[_Job], *, most: int | None) -> Iterator[list[int]]:
-    at = 0
-    while at < len(work):
-        pair = at + 1 < len(work) and (most is None or most > 1) and _mirrored(work[at].point, work[at + 1].point)
-        yield [at, at + 1] if pair else [at]
-        at += 2 if pair else 1
-
-
-def _mirrored(one: Point, other: Point) -> bool:
-    same = one.params is other.params and (one.client, one.round, one.step) == (other.client, other.round, other.step)
-    return same and Lane(one.params, one.seed, one.offset).mirrors(Lane(other.params, other.seed, other.offset))
-
-
-def _fill(
-    places: Sequence[tuple[int, int]], *, budget: int, size: Callable[[tuple[int, int]], int]
-) -> Iterator[list[tuple[int, int]]]:
-    group: list[tuple[int, int]] = []
-    used = 0
-    for place in places:
-        if group and used + size(place) > budget:
-            yield group
-            group, used = [], 0
-        group.append(place)
-        used += size(place)
-    yield group
 
 
 def _evaluation(examples: Sequence[Example], tallies: Sequence[Tally]) -> Evaluation:
@@ -340,21 +271,28 @@ def _accuracy(total: Tally) -> float | None:
 @contextmanager
 def _kept(params: Params) -> Iterator[None]:
     """Lends a scope after which `params` has the bits it had before, kept in a temporary file meanwhile."""
-    try:
-        file = tempfile.TemporaryFile()
-        for _, tensor in params:
-            file.write(memoryview(tensor.detach().cpu().numpy()).cast("B"))
-    except OSError as error:
-        raise ModelError(
-            f"Cannot keep the weights in a temporary file ({error.strerror}): {4 * params.dim // 10**6} MB of room are "
-            "needed in the folder for temporary files; set TMPDIR to a larger one."
-        ) from error
-    with file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            for _, tensor in params:
+                file.write(_bytes(tensor.detach().cpu()))
+            file.flush()
+        except OSError as error:
+            raise RunError(
+                f"Cannot keep the weights in a temporary file ({error.strerror}): {4 * params.dim // 10**6} MB of room "
+                "are needed in the folder for temporary files; set TMPDIR to a larger one."
+            ) from error
         try:
             yield
         finally:
             file.seek(0)
             for _, tensor in params:
-                data = bytearray(file.read(4 * tensor.numel()))
-                with torch.no_grad():
-                    tensor.view(-1).copy_(torch.frombuffer(data, dtype=torch.float32))
+                # A CPU tensor's own memory is read into, without a copy.
+                host = tensor.detach().cpu()
+                if file.readinto(_bytes(host)) != 4 * host.numel():
+                    raise RunError("The temporary file that keeps the weights was cut short; start the run again.")
+                tensor.detach().copy_(host)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.view(-1).numpy()).cast("B")  # type: ignore[arg-type]

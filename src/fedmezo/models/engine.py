@@ -57,7 +57,8 @@ class Engine:
     def __init__(self, model: Any, adapter: Adapter, *, params: Params, law: Law) -> None:
         _check_frozen(model)
         self.model, self.modules = model, LaneModules(model, adapter, law=law)
-        self.packs, self.why, self.local, self.passes = False, "", None, 0
+        self.packs, self.why, self.passes = False, "", 0
+        self.local: int | None = None
         self._device = next(model.parameters()).device
         self._decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
         with torch.inference_mode():
@@ -147,7 +148,7 @@ class Engine:
         return "keep" if keeps else "plain"
 
     def _try_packing(self) -> None:
-        """Packs two short sequences and compares with plain forwards; leaves the model's own attention if they differ."""
+        """Packs two short sequences and compares with plain forwards; restores the attention if they differ."""
         register()
         first, second, other = (torch.tensor([probe], device=self._device) for probe in _PROBES)
         plain = [self.model(input_ids=ids, use_cache=False).logits for ids in (first, second)]
@@ -196,7 +197,7 @@ class Engine:
             )
 
     def next_token(self, lane: Lane, ids: Sequence[int], *, cache: Any = None) -> tuple[int, Any]:
-        """Returns the likeliest token after `ids` in `lane`, and the cache to pass with the token after it."""
+        """Returns the likeliest token after `ids` in `lane`, and the cache to pass on; None if it has none."""
         spans, last = lay_out([len(ids)]), lay_out([1])
         inputs = {"input_ids": torch.tensor([list(ids)], device=self._device)}
         with torch.inference_mode(), self.modules.visiting([lane], spans=spans):
@@ -205,7 +206,7 @@ class Engine:
             else:
                 with self.modules.rows(last):
                     out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return int(out.logits[0, -1].argmax()), out.past_key_values
+        return int(out.logits[0, -1].argmax()), getattr(out, "past_key_values", None)
 
 
 @dataclass(frozen=True, slots=True)

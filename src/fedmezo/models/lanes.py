@@ -95,7 +95,8 @@ class LaneModules:
     def __init__(self, model: nn.Module, adapter: Adapter, *, law: Law) -> None:
         self._scratch = Scratch(next(model.parameters()).device, law)
         self.visited: set[str] = set()
-        self.head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        find_head: Any = getattr(model, "get_output_embeddings", None)
+        self.head: nn.Module | None = find_head() if find_head is not None else None
         self._forwards: dict[str, Forward] = dict(
             self._lora(model, adapter.sites) if adapter.kind == "lora" else self._full(model)
         )
@@ -129,7 +130,7 @@ class LaneModules:
                     f"{type(model).__name__}: '{path}' mixes parameters of its own with modules that have some, which "
                     "cannot be trained as a whole; train LoRA."
                 )
-            # A subclass may look up other rows than its input names (OPT's positions), so only the plain one is short cut.
+            # A subclass may look up other rows than its input names, as OPT's positions do.
             plain = type(module) is nn.Embedding and module.max_norm is None
             yield path, partial(self._embedding_forward if plain else self._full_forward, path, own, module.forward)
 
@@ -144,8 +145,8 @@ class LaneModules:
             yield
         finally:
             _VISIT.reset(token)
-            for path, forward in old.items():
-                _restore(self._modules[path], forward)
+            for path, before in old.items():
+                _restore(self._modules[path], before)
 
     @contextmanager
     def rows(self, spans: tuple[Span, ...]) -> Iterator[None]:
@@ -157,9 +158,10 @@ class LaneModules:
             _VISIT.reset(token)
 
     def head_blocks(self, hidden: Tensor, spans: Sequence[Span]) -> Iterator[tuple[int, Tensor]]:
-        """Yields (first word, logits [rows, words]) over the vocabulary, inside `visiting`, when the head is trained whole.
+        """Yields (first word, logits [rows, words]) over the vocabulary, when the head is trained whole.
 
-        A block of the weights is made once for all lanes and rows, so neither logits nor weights ever exist whole.
+        Needs a `visiting` scope. A block of the weights is made once for all lanes and rows, so neither logits nor
+        weights ever exist whole.
 
         Args:
           hidden: [rows, width], in lane order.
@@ -192,8 +194,8 @@ class LaneModules:
         axis = _axis(x, spans[-1].stop)
         if axis is None:
             raise ModelError(
-                f"'{path}' got an input of shape {tuple(x.shape)} where the forward has {spans[-1].stop} tokens: modules "
-                "that see only some tokens (such as experts) cannot be trained."
+                f"'{path}' got an input of shape {tuple(x.shape)} where the forward has {spans[-1].stop} tokens: "
+                "modules that see only some tokens (such as experts) cannot be trained."
             )
         return visit, spans, axis
 

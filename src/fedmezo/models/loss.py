@@ -148,13 +148,10 @@ class _Labels:
     """Running log-likelihood of each label row while its logits come by in pieces."""
 
     def __init__(self, targets: Tensor, wanted: Mapping[int, tuple[int, ...]]) -> None:
-        self.targets, self.wanted, shape = targets, wanted, targets.shape
-        double = {"dtype": torch.float64, "device": targets.device}
-        self.top, self.mass, self.label = (
-            torch.full(shape, -math.inf, **double),
-            torch.zeros(shape, **double),
-            torch.full(shape, math.nan, **double),
-        )
+        self.targets, self.wanted = targets, wanted
+        self.mass = torch.zeros_like(targets, dtype=torch.float64)
+        self.top = torch.full_like(self.mass, -math.inf)
+        self.label = torch.full_like(self.mass, math.nan)
         self.best = torch.full_like(targets, -1)
         self.options = {row: [math.nan] * len(ids) for row, ids in wanted.items()}
 
@@ -169,7 +166,7 @@ class _Labels:
             self._take_options(row, piece)
         top, best = piece.logits.max(1)
         self.best[rows] = torch.where(top > self.top[rows], best + piece.word, self.best[rows])
-        # exp(logit - top) in float32, everything after it in float64: one ulp of a float32 loss would be 5e-4 in a slope.
+        # exp(logit - top) in float32, the rest in float64: one ulp of a float32 loss would be 5e-4 in a slope.
         mass = piece.logits.sub_(top[:, None]).exp_().sum(1).double()
         old, new = self.top[rows], torch.maximum(self.top[rows], top.double())
         self.mass[rows] = self.mass[rows] * _ratio(old, new) + mass * _ratio(top.double(), new)
@@ -182,7 +179,8 @@ class _Labels:
 
     def losses(self) -> list[float]:
         """Returns the negative log-likelihood of each label token."""
-        return ((self.top - self.label) + self.mass.log()).tolist()
+        losses: list[float] = ((self.top - self.label) + self.mass.log()).tolist()
+        return losses
 
 
 def _ratio(old: Tensor, new: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Scratch:
         return out
 
     def lookup(self, name: str, lanes: Sequence[Lane], *, ids: Tensor) -> Tensor:
-        """Returns rows `ids` (any shape) of one matrix in each lane, [lanes, *ids.shape, width]; only those are made."""
+        """Returns rows `ids` of one matrix in each lane, [lanes, *ids.shape, width]; no other row is made."""
         distinct, places = torch.unique(ids, return_inverse=True)
         whole = lanes[0].params[name]
         width = whole.shape[1]

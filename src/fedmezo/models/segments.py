@@ -97,7 +97,7 @@ def _attention(
     if segments is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value, no-any-return]
     _require_plain(module, attention_mask, kwargs)
     segments.calls += 1
     segments.note_local(kwargs.get("sliding_window"))
@@ -113,9 +113,9 @@ def _attention(
 
 
 def _cut(part: Tensor, start: int, count: int, length: int) -> Tensor:
+    """Returns `count` sequences of `length` tokens as a batch, [count, heads, length, width]."""
     heads, width = part.shape[1], part.shape[3]
-    span = part[0].narrow(1, start, count * length)
-    return span.unflatten(1, (count, length)).transpose(0, 1) if count > 1 else span.view(1, heads, length, width)
+    return part[0].narrow(1, start, count * length).reshape(heads, count, length, width).transpose(0, 1)
 
 
 def _require_plain(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> None:

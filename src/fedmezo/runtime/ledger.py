@@ -125,7 +125,8 @@ class Ledger:
             found = self._db.execute("SELECT round, digest FROM links WHERE link = ?", (link,)).fetchone()
             rows = self._rows(link)
             if not found or found[1] != _digest(self._before(link), (link, found[0]), rows):
-                raise JournalError(f"{self.path}: record {link} differs from its checksum; `fedmezo verify` says more.")
+                which = f"record {link} (round {found[0] if found else '?'})" if link else "its header"
+                raise JournalError(f"{self.path} is damaged: {which} differs from its checksum; restore a copy of it.")
             return {table: [row[2:] for row in listed] for table, listed in rows.items()}
 
     def _rows(self, link: int) -> Rows:
@@ -154,7 +155,7 @@ class Ledger:
             except (JournalError, sqlite3.Error, UnicodeError) as error:
                 raise JournalError(
                     f"{self.path}: round {sound} is damaged, the {sound} before it are sound "
-                    f"({error.__cause__ or error}); restore a copy of the file, or keep the sound rounds with "
+                    f"({error.__cause__ or 'checksum'}); restore a copy of the file, or keep the sound rounds with "
                     f"`fedmezo rollback {self.path.parent} --round {sound}`."
                 ) from error
             if problem != "ok" or orphans:

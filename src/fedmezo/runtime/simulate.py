@@ -29,6 +29,7 @@ __all__ = ["MeteredBench", "RoundReport", "Simulation", "simulate"]
 S = TypeVar("S")
 Evaluate = Callable[[], Mapping[str, Mapping[str, float]]]
 _SLOWEST = 2.0**-20
+_SURGE = "surge"
 START = -1  # the round number under which the untrained model's evaluation is kept
 
 
@@ -110,6 +111,9 @@ class Simulation(Generic[S]):
         if self.on_surge == "rollback":
             self._start = self.bench.params.clone()
         self._restore_()
+        unfinished = self.journal.last > 0 and _SURGE in dict(self.journal.round(self.journal.last - 1).events)
+        if unfinished and self.on_surge == "rollback":
+            self._roll_back_()
 
     def _restore_(self) -> None:
         replay(self.bench.params, self.journal)
@@ -131,8 +135,9 @@ class Simulation(Generic[S]):
 
     def run(self) -> Iterator[RoundReport]:
         """Yields one report per round still to do; the untrained model is evaluated first, once per run."""
-        if not self.journal.evaluations():
-            for split, metrics in self.evaluate().items():
+        if self.journal.last == 0:
+            known = {split for number, split, _ in self.journal.evaluations() if number == START}
+            for split, metrics in self.evaluate().items() if not known else ():
                 self.journal.record_evaluation(START, split, metrics)
         while self.journal.last < self.rounds:
             yield self._round()
@@ -162,8 +167,10 @@ class Simulation(Generic[S]):
         )
         self.journal.append(done)
         self._remember(done)
-        if surged and self.on_surge != "warn":
-            self._slow_down_(roll_back=self.on_surge == "rollback")
+        if surged and self.on_surge == "rollback":
+            self._roll_back_()
+        elif surged and self.on_surge == "halve":
+            self.state = self.algorithm.slow_down(self.state, 0.5)
         return _report(done, self.rounds)
 
     def _exchange(self, number: int) -> list[Entry]:
@@ -202,22 +209,21 @@ class Simulation(Generic[S]):
         if all(entry.task.rate == 0 for entry in entries):
             yield "zero-rate", "the learning rate was 0 for every client"
         if surged:
-            yield "surge", f"training loss surged to {loss:.4g}"
+            yield _SURGE, f"training loss surged to {loss:.4g}"
+            if self.on_surge == "halve":
+                yield SLOW, "0.5"
 
-    def _slow_down_(self, *, roll_back: bool) -> None:
-        if roll_back and self._start is not None:
-            slowed = self.journal.slowed()
-            self.journal.rollback(self.guard.best, "loss surge")
-            # The rollback may have taken earlier "slow" events with it; their factor stays in force.
-            factor = 0.5 * slowed / self.journal.slowed()
-            if 0.5 * slowed < _SLOWEST:
-                raise RunError(f"The loss keeps surging even at {slowed:.1g} of the rate; choose a much lower rate.")
-            self.journal.add_event(self.journal.last, SLOW, repr(factor))
+    def _roll_back_(self) -> None:
+        """Goes back to the best round and halves the rate; a kill on the way only means that the surge is met again."""
+        slowed = self.journal.slowed()
+        if 0.5 * slowed < _SLOWEST:
+            raise RunError(f"The loss keeps surging even at {slowed:.1g} of the rate; choose a much lower rate.")
+        self.journal.rollback(self.guard.best, "loss surge")
+        # The rollback may have taken earlier "slow" events with it; their factor stays in force.
+        self.journal.add_event(self.journal.last, SLOW, repr(0.5 * slowed / self.journal.slowed()))
+        if self._start is not None:
             self.bench.params.copy_(self._start)
-            self._restore_()
-            return
-        self.journal.add_event(self.journal.last, SLOW, "0.5")
-        self.state = self.algorithm.slow_down(self.state, 0.5)
+        self._restore_()
 
 
 def _checksum(params: Params) -> tuple[int, ...]:

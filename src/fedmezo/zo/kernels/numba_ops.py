@@ -109,7 +109,8 @@ def _lanes(plus, minus, source, first, values, gaussian, tensor, seed, offset): 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _lanes_within(plus, minus, source, begin, values, gaussian, tensor, seed, offset):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    # Entries of one chunk that do not start it. Kept apart: with a shift inside, the loops of _lanes take 2.5 times as long.
+    # Entries of one chunk that do not start it. Kept apart: with a shift inside, the loops of _lanes take 2.5 times
+    # as long.
     z, scratch = np.empty(_CHUNK, np.float32), np.empty(_CHUNK // 2, _U32)
     _fill(z, scratch, values, gaussian, begin // _CHUNK, tensor, seed)
     for entry in range(source.size):
@@ -191,9 +192,7 @@ def step_(target: Tensor, *, tensor: int, seed: int, coefficient: float, law: La
 _NOTHING = np.empty(0, np.float32)
 
 
-def lane_(
-    out: Tensor, source: Tensor, *, tensor: int, seed: int, offset: float, law: Law, start: int = 0
-) -> None:
+def lane_(out: Tensor, source: Tensor, *, tensor: int, seed: int, offset: float, law: Law, start: int = 0) -> None:
     """Writes source + offset * z(seed)[start:] to `out`, both flat float32."""
     _write_lanes_(_flat(out), _NOTHING, _flat(source), start, (_U32(tensor), _U64(seed), np.float32(offset)), law)
 
