@@ -17,7 +17,7 @@ from fedmezo.fl.fedmezo import Settings
 from fedmezo.zo.estimate import two_point
 from fedmezo.zo.noise import noise
 
-COMMON = Settings(rate=8e-3, mu=1e-3, steps=5, clip=3.0)
+COMMON = Settings(rate=5e-4, mu=1e-3, steps=5, clip=3.0)
 
 
 @pytest.fixture(autouse=True)

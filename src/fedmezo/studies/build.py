@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from string import Template
 
 import torch
@@ -18,10 +19,11 @@ from fedmezo.fl.algorithm import Algorithm
 from fedmezo.fl.fedmezo import Settings, State, fedmezo
 from fedmezo.models.adapters import make_adapter
 from fedmezo.models.bench import ModelBench
+from fedmezo.models.fetch import RECIPES
 from fedmezo.models.load import Loaded, load_model
 from fedmezo.studies.config import Config
 
-__all__ = ["Built", "FederatedData", "build", "build_bench", "load_base", "read_data"]
+__all__ = ["Built", "FederatedData", "Tuned", "build", "build_model", "load_base", "read_data"]
 
 CLIENT_EVAL_SHARE = 0.1
 
@@ -51,22 +53,42 @@ class FederatedData:
 
 
 @dataclass(frozen=True)
-class Built:
-    """Everything a run needs.
+class Tuned:
+    """A model with its trained parameters, without any data.
 
     Attributes:
-      config: the resolved configuration (rate, mu and device are numbers and names, not "auto").
+      config: the resolved configuration (rate, mu and data.max_tokens are the numbers in force).
       loaded: the frozen base model.
-      data: the clients' data.
       bench: the model with its trained parameters, untrained as yet.
-      algorithm: the algorithm.
     """
 
     config: Config
     loaded: Loaded
-    data: FederatedData
     bench: ModelBench
+
+    @property
+    def base_name(self) -> str:
+        """What PEFT shall load as the base model: a folder as its full path, a fetched model as its hub id."""
+        name = self.config.model.name
+        path = Path(name).expanduser()
+        if path.exists():
+            return str(path.resolve())
+        return RECIPES[name].hub if name in RECIPES else name
+
+
+@dataclass(frozen=True)
+class Built(Tuned):
+    """Everything a run needs.
+
+    Attributes:
+      data: the clients' data.
+      algorithm: the algorithm.
+      notes: what was changed of the given configuration, in sentences.
+    """
+
+    data: FederatedData
     algorithm: Algorithm[State]
+    notes: tuple[str, ...] = ()
 
 
 def read_data(config: Config, tokenizer: object) -> FederatedData:
@@ -76,13 +98,13 @@ def read_data(config: Config, tokenizer: object) -> FederatedData:
       DataError: nothing usable, or too little for so many clients.
     """
     settings = config.data
-    records = load_records(_source(config, settings.path))
-    encoded = _encode(config, records, tokenizer)
+    if settings.eval_path is not None and config.eval.per_client:
+        raise ConfigError("eval.per_client judges by examples the clients hold back; leave data.eval_path out.")
+    records, encoded = _read(config, settings.path, tokenizer)
     examples = encoded.examples
     if settings.eval_path is not None:
-        others = load_records(_source(config, settings.eval_path))
-        common, rest = _encode(config, others, tokenizer).examples, tuple(range(len(examples)))
-        judged: Sequence[Record] = others
+        judged, apart = _read(config, settings.eval_path, tokenizer)
+        common, rest = apart.examples, tuple(range(len(examples)))
     else:
         rest, kept = holdout(len(examples), examples=_held_out(config, len(examples)), seed=settings.seed)
         common, judged = tuple(examples[i] for i in kept), records
@@ -91,13 +113,19 @@ def read_data(config: Config, tokenizer: object) -> FederatedData:
         config.split.kind, labels, clients=config.federation.clients, seed=settings.seed, alpha=config.split.alpha
     )
     report = split_report(dealt, labels)
-    own = CLIENT_EVAL_SHARE if config.eval.per_client and settings.eval_path is None else 0
+    own = CLIENT_EVAL_SHARE if config.eval.per_client else 0
     train, local = holdout_clients(dealt, per_client=own, seed=settings.seed)
-    evaluation = {"eval": _some(common, config.eval.examples, "eval")}
-    for client, part in enumerate(local if own else ()):
-        evaluation[f"client/{client}"] = _some([examples[rest[i]] for i in part], config.eval.examples, f"client/{client}")
+    kept_back = {"eval": common} | {
+        f"client/{client}": tuple(examples[rest[i]] for i in part) for client, part in enumerate(local) if part
+    }
+    evaluation = {name: _some(found, config.eval.examples, name) for name, found in kept_back.items()}
     parts = tuple(tuple(examples[rest[i]] for i in part) for part in train)
     return FederatedData(parts, evaluation, report, dict(encoded.reasons), tuple(judged))
+
+
+def _read(config: Config, path: str | None, tokenizer: object) -> tuple[list[Record], Encoded]:
+    records = load_records(_source(config, path))
+    return records, _encode(config, records, tokenizer)
 
 
 def _source(config: Config, path: str | None) -> DataSource:
@@ -130,11 +158,17 @@ def _encode(config: Config, records: Sequence[Record], tokenizer: object) -> Enc
         records, tokenizer, template=settings.template, max_tokens=settings.max_tokens, objective=settings.objective
     )
     if not encoded.examples:
-        raise DataError(f"No record is left after encoding ({dict(encoded.reasons)}); raise data.max_tokens.")
+        reasons = ", ".join(f"{many} with {reason}" for reason, many in encoded.reasons.items())
+        raise DataError(
+            f"None of the {len(records)} records can be used ({reasons}); look at data.max_tokens "
+            f"(now {settings.max_tokens}), data.template and data.columns."
+        )
     return encoded
 
 
 def _held_out(config: Config, count: int) -> int:
+    if count < 2:
+        raise DataError("Only 1 record can be used; at least 2 are needed, one to train on and one to judge by.")
     wanted = config.data.eval_examples
     return min(wanted if wanted is not None else max(1, round(count * config.data.eval_fraction)), count - 1)
 
@@ -162,18 +196,37 @@ def load_base(config: Config) -> Loaded:
     return load_model(config.model.name, revision=config.model.revision, dtype=config.model.dtype, device=device)
 
 
-def build_bench(config: Config, loaded: Loaded, data: FederatedData) -> ModelBench:
-    """Returns the bench with untrained parameters, the same on every machine for the same configuration."""
-    federation = config.federation
-    batches = Batches(
-        data.parts, batch_size=federation.batch_size, local_steps=federation.local_steps, seed=federation.seed
+def build_model(config: Config, loaded: Loaded, *, data: FederatedData | None = None) -> Tuned:
+    """Returns the model with untrained parameters, the same on every machine for the same configuration.
+
+    Args:
+      config: what to build.
+      loaded: its base model.
+      data: what to train on; without it the model can only be rebuilt, judged and written.
+    """
+    federation, settings = config.federation, config.adapter
+    batches = (
+        None
+        if data is None
+        else Batches(
+            data.parts, batch_size=federation.batch_size, local_steps=federation.local_steps, seed=federation.seed
+        )
     )
-    settings = config.adapter
     adapter = make_adapter(
         loaded.model, kind=settings.kind, rank=settings.rank, alpha=settings.alpha, targets=settings.targets
     )
     lanes = config.runtime.lanes if config.runtime.lanes is not None else "auto"
-    return ModelBench(loaded, adapter, batches=batches, law=config.algorithm.law, seed=federation.seed, lanes=lanes)
+    bench = ModelBench(loaded, adapter, batches=batches, law=config.algorithm.law, seed=federation.seed, lanes=lanes)
+    return Tuned(resolve(config, dim=bench.params.dim), loaded, bench)
+
+
+def _fitted(config: Config, window: int) -> tuple[Config, tuple[str, ...]]:
+    """Returns the configuration with data.max_tokens inside the model's window, and a sentence if that changed it."""
+    wanted = config.data.max_tokens
+    if wanted <= window:
+        return config, ()
+    fitted = config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": window})})
+    return fitted, (f"data.max_tokens is {window} instead of {wanted}: this model takes no longer input.",)
 
 
 def resolve(config: Config, *, dim: int) -> Config:
@@ -207,15 +260,13 @@ def build_algorithm(config: Config, sizes: Mapping[int, int]) -> Algorithm[State
         dense=federation.transport == "dense",
     )
     cohort = federation.cohort if federation.cohort is not None else federation.clients
-    return fedmezo(
-        settings, seed=federation.seed, cohort=cohort, weights=weighting(federation.weighting, sizes)
-    )
+    return fedmezo(settings, seed=federation.seed, cohort=cohort, weights=weighting(federation.weighting, sizes))
 
 
-def build(config: Config) -> Built:
-    """Returns everything a run of `config` needs; the slow part is loading the model."""
-    loaded = load_base(config)
-    data = read_data(config, loaded.tokenizer)
-    bench = build_bench(config, loaded, data)
-    resolved = resolve(config, dim=bench.params.dim)
-    return Built(resolved, loaded, data, bench, build_algorithm(resolved, data.sizes))
+def build(config: Config, *, loaded: Loaded | None = None) -> Built:
+    """Returns everything a run of `config` needs; the slow part is loading the model, unless it is given."""
+    base = loaded if loaded is not None else load_base(config)
+    fitted, notes = _fitted(config, base.window)
+    data = read_data(fitted, base.tokenizer)
+    tuned = build_model(fitted, base, data=data)
+    return Built(tuned.config, base, tuned.bench, data, build_algorithm(tuned.config, data.sizes), notes)

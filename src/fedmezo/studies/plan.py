@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -40,7 +41,7 @@ def plan(config: Config) -> dict[str, object]:
         "mu": algorithm.mu,
         "forwards": walks * points,
         "tokens": tokens,
-        "bytes": _bytes(built, tasks),
+        "bytes": _bytes(built),
         "memory_mb": {**_memory(built), "peak_rss_now": round(peak_rss_mb())},
         "seconds": _seconds(built, tasks),
         "examples": {"train": sum(built.data.sizes.values()), "eval": len(built.data.evaluation["eval"])},
@@ -57,22 +58,36 @@ def _mean_length(built: Built) -> float:
     return fmean(length(example) for part in built.data.parts for example in part)
 
 
-def _bytes(built: Built, tasks: list[Task]) -> dict[str, int]:
-    """Returns wire bytes of a full round's messages, and of the whole run; no client is assumed to miss a round."""
-    task = tasks[0]
-    slopes = (1.0,) * (task.steps * task.directions)
+def _bytes(built: Built) -> dict[str, float]:
+    """Returns the wire bytes of the whole run, from the sizes of real messages and the cohorts it will draw."""
+    federation = built.config.federation
+    cohorts = [built.algorithm.plan(State(round=n), range(federation.clients)) for n in range(federation.rounds)]
+    tasks = cohorts[0]
+    task, slopes = tasks[0], (1.0,) * (tasks[0].steps * tasks[0].directions)
     dense = 4 * built.bench.params.dim
     news = News(tuple(tasks), (slopes,) * len(tasks), (1 / len(tasks),) * len(tasks))
+    bare, told = (len(encode_task(replace(task, round=1), list(some))) for some in ((), (news,)))
     up = len(encode_reply(Reply(0, task.client, 1, 1.0, slopes))) + (dense if task.dense else 0)
-    down = len(encode_task(task)) + dense if task.dense else len(encode_task(replace(task, round=1), [news]))
-    walks = built.config.federation.rounds * len(tasks)
+    walks = federation.rounds * len(tasks)
+    down = walks * bare + (walks * dense if task.dense else _missed(cohorts) * (told - bare))
     return {
         "up_per_client_round": up,
-        "down_per_client_round": down,
+        "down_per_client_round": round(down / walks, 1),
         "up_total": up * walks,
-        "down_total": down * walks,
+        "down_total": down,
         "dense_up_per_client_round": dense,
     }
+
+
+def _missed(cohorts: Sequence[Sequence[Task]]) -> int:
+    """Returns how often a client has to be told of an earlier round, its own last one included."""
+    seen: dict[int, int] = {}
+    missed = 0
+    for number, tasks in enumerate(cohorts):
+        for task in tasks:
+            missed += number - seen.get(task.client, 0)
+            seen[task.client] = number
+    return missed
 
 
 def _memory(built: Built) -> dict[str, int]:
@@ -117,9 +132,11 @@ def _advice(built: Built) -> list[str]:
     algorithm, federation, dim = built.config.algorithm, built.config.federation, built.bench.params.dim
     rate, mu = float(algorithm.rate or 0), float(algorithm.mu or 0)
     safe = 0.3 / math.sqrt(dim)
-    advice = []
+    advice = list(built.notes)
     if rate > 4 * safe and algorithm.clip == "none":
-        advice.append(f"rate {rate:g} is over four times 0.3/sqrt(d) = {safe:.2g} and nothing clips the slopes: expect a surge.")
+        advice.append(
+            f"rate {rate:g} is over four times 0.3/sqrt(d) = {safe:.2g} and nothing clips the slopes: expect a surge."
+        )
     if rate < safe / 30:
         advice.append(f"rate {rate:g} is far below 0.3/sqrt(d) = {safe:.2g}: progress will hardly show.")
     if built.config.model.dtype != "float32" and mu < 5e-3:
@@ -128,10 +145,14 @@ def _advice(built: Built) -> list[str]:
         advice.append(f"mu {mu:g} is outside the usable window 1e-5 to 1e-2 of a float32 model.")
     steps = federation.rounds * federation.local_steps * (federation.cohort or federation.clients)
     if steps < _TWO_POINT_STEPS_TO_SEE:
-        advice.append(f"{steps} client steps in all are few for forward-only training; some hundred are needed to see progress.")
+        advice.append(
+            f"{steps} client steps in all are few for forward-only training; some hundred are needed to see progress."
+        )
     short = [client for client, size in built.data.sizes.items() if size < federation.batch_size]
     if short:
-        advice.append(f"{len(short)} clients hold fewer examples than a batch; they will see them several times a step.")
+        advice.append(
+            f"{len(short)} clients hold fewer examples than a batch; they will see them several times a step."
+        )
     if built.data.dropped:
         advice.append(f"{sum(built.data.dropped.values())} records were dropped: {built.data.dropped}.")
     return advice

@@ -1,0 +1,135 @@
+"""What a user does with a run that is there: judge it, check it, take it back, take it away."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fedmezo.errors import ConfigError, JournalError
+from fedmezo.models.adapters import load_adapter, save_adapter, save_merged
+from fedmezo.runtime.journal import replay, update_of
+from fedmezo.studies.build import Built, Tuned, build, build_model
+from fedmezo.studies.config import Config, load_config
+from fedmezo.studies.folder import JOURNAL, base_of, opened, rounds_upto, writing
+from fedmezo.studies.judge import judge
+from fedmezo.zo.perturb import apply_
+
+__all__ = ["evaluate", "export", "rollback", "save", "verify"]
+
+SETTINGS = "fedmezo.toml"
+
+
+def save(tuned: Tuned, folder: Path, *, merged: bool = False) -> Path:
+    """Writes the model as it stands: a PEFT adapter folder, or a whole model when merged or when all of it is trained.
+
+    Raises:
+      ConfigError: the folder cannot be written.
+    """
+    adapter, params = tuned.bench.adapter, tuned.bench.params
+    with writing(folder):
+        if merged or adapter.kind == "full":
+            save_merged(folder, tuned.loaded.model, adapter=adapter, params=params, tokenizer=tuned.loaded.tokenizer)
+        else:
+            save_adapter(folder, params, adapter=adapter, base=tuned.base_name)
+        (folder / SETTINGS).write_text(tuned.config.to_toml(), encoding="utf-8")
+    return folder
+
+
+def export(folder: Path, *, to: str = "peft", round: int | None = None, out: Path | None = None) -> Path:
+    """Writes the model after `round` rounds (default: all) and returns the new folder; needs no training data.
+
+    Args:
+      folder: the run's folder.
+      to: "peft" (adapter folder) or "merged" (whole model).
+      round: number of complete rounds; 0 is the untrained model.
+      out: where to; default inside the run's folder.
+
+    Raises:
+      ConfigError: no such run or round, nothing to export that way, or `out` holds a run.
+    """
+    if to not in ("peft", "merged"):
+        raise ConfigError(f"--to: expected peft or merged, got {to!r}.")
+    if out is not None and (out / JOURNAL).exists():
+        raise ConfigError(f"--out: {out} is the folder of a run; choose another, such as {out / to}.")
+    with opened(folder, readonly=True) as journal:
+        upto = rounds_upto(journal, round)
+        tuned = build_model(*base_of(journal))
+        if to == "peft" and tuned.config.adapter.kind == "full":
+            raise ConfigError("This run trains all parameters, so there is no adapter; use --to merged.")
+        replay(tuned.bench.params, journal, upto=upto)
+    return save(tuned, out or folder / f"{to}-round-{upto}", merged=to == "merged")
+
+
+def verify(folder: Path) -> dict[str, object]:
+    """Rebuilds the model from the journal and compares it with every digest taken during the run; needs no training data.
+
+    Raises:
+      JournalError: the chain is broken, or a digest differs; the message names the round.
+    """
+    with opened(folder, readonly=True) as journal:
+        journal.verify_chain()
+        tuned = build_model(*base_of(journal))
+        compared = 0
+        for done in journal.rounds():
+            apply_(tuned.bench.params, update_of(done), law=tuned.config.algorithm.law)
+            if done.digest is not None:
+                compared += 1
+                if tuned.bench.params.digest() != done.digest:
+                    raise JournalError(f"Round {done.round}: the rebuilt model differs from the digest taken then.")
+        digest = tuned.bench.params.digest()
+        return {"ok": True, "digest": digest, "rounds": journal.last, "compared": compared, "run_dir": str(folder)}
+
+
+def rollback(folder: Path, *, round: int) -> dict[str, object]:
+    """Keeps the first `round` rounds of a run; a copy of the whole journal is left beside it."""
+    with opened(folder) as journal:
+        upto = rounds_upto(journal, round)
+        backup = journal.rollback(upto, "by hand")
+        return {"run_dir": str(folder), "rounds": journal.last, "backup": str(backup)}
+
+
+def evaluate(
+    target: Path, *, round: int | None = None, examples: int | None = None, config: Config | None = None
+) -> dict[str, object]:
+    """Returns loss, tokens, examples and metrics of a run's model or of an adapter folder.
+
+    Args:
+      target: a run's folder, or an adapter folder.
+      round: number of complete rounds, for a run.
+      examples: evaluate on at most so many.
+      config: what data to judge an adapter on; default: the configuration saved beside it.
+    """
+    if (target / JOURNAL).exists():
+        if config is not None:
+            raise ConfigError(f"--config: {target} is a run and knows its data; name an adapter folder instead.")
+        with opened(target, readonly=True) as journal:
+            upto = rounds_upto(journal, round)
+            whole, loaded = base_of(journal)
+            built = _with_examples(build(whole, loaded=loaded), examples)
+            replay(built.bench.params, journal, upto=upto)
+    else:
+        built, upto = _with_examples(_from_adapter(target, config), examples), None
+    judged = judge(built)
+    result: dict[str, object] = {"target": str(target), "round": upto, **judged.pop("eval")}
+    return result | ({"splits": judged} if judged else {})
+
+
+def _with_examples(built: Built, examples: int | None) -> Built:
+    if examples is None:
+        return built
+    if examples < 1:
+        raise ConfigError(f"--examples: expected at least 1, got {examples}.")
+    fewer = {name: some[:examples] for name, some in built.data.evaluation.items()}
+    return replace(built, data=replace(built.data, evaluation=fewer))
+
+
+def _from_adapter(folder: Path, config: Config | None) -> Built:
+    if not (folder / "adapter_config.json").exists():
+        raise ConfigError(f"{folder} is neither a run (no {JOURNAL}) nor an adapter (no adapter_config.json).")
+    if config is None:
+        if not (folder / SETTINGS).exists():
+            raise ConfigError(f"{folder} does not say on what data to judge it; give --config.")
+        config = load_config(folder / SETTINGS)
+    built = build(config)
+    _, tuned = load_adapter(folder, built.loaded.model)
+    built.bench.adapter.check(tuned)
+    built.bench.params.copy_(tuned)
+    return built
