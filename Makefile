@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 2
+export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow check lint types layers bench clean
+.PHONY: demo test test-slow check lint types layers bench measure clean
 
 demo: $(READY)  ## tune a real 135M language model over three clients, about five minutes on two cores
 	$(BIN)/fedmezo run configs/demo.toml
@@ -32,12 +33,15 @@ layers: $(READY)
 bench: $(READY)  ## memory and speed as ratios, measured in one run
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/step.py
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+	$(BIN)/python -m pytest benchmarks/test_kernels.py --benchmark-enable --benchmark-only
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+measure: $(READY)  ## the figures behind the thresholds of tests/test_convergence.py
+	PYTHONPATH=tests $(BIN)/python -m scripts.measure_tiny
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -38,7 +38,7 @@ def fedmezo(theta, loss, *, rounds, clients, run_seed, rate, mu, steps, directio
     trajectory, scale = [], 0.0
     for round_number in range(rounds):
 
-        def limit(seen):
+        def limit(seen, scale=scale):
             if np.isinf(clip):
                 return np.inf
             known = scale if scale else 1.4826 * np.median(np.abs(seen))

@@ -1,8 +1,8 @@
 """Forward-only training works: on the tiny language model, with thresholds measured on it.
 
-The settings are those of a study at this scale: LoRA rank 8, alpha 16 on all linear layers, four clients, five local
-steps, batch 2, mu 1e-3, clip 3. `python scripts/measure_tiny.py` prints the figures behind every threshold over three
-seeds; a threshold is about two thirds of the weakest seed's drop.
+LoRA rank 8, alpha 16 on all linear layers, four clients, five local steps, batch 2, mu 1e-3, clip 3. `make measure`
+prints the figures behind every threshold over three seeds (docs/results/tiny_study.jsonl); a threshold is about two
+thirds of the weakest seed's figure.
 """
 
 import math
@@ -29,44 +29,42 @@ def _one_thread():
 
 
 def test_t1_twenty_rounds_lower_the_evaluation_loss():
-    assert drop(COMMON, rounds=20) > T1
+    assert drop(COMMON, rounds=20) > 0.15
 
 
 def test_t2_forty_rounds_lower_it_further():
-    assert drop(COMMON, rounds=40) > T2
+    assert drop(COMMON, rounds=40) > 0.4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_t3_eighty_rounds_on_three_seeds(seed):
-    assert drop(COMMON, rounds=80, seed=seed) > T3
+    assert drop(COMMON, rounds=80, seed=seed) > 1.0
 
 
 def test_t4_full_parameters_of_one_client():
-    settings = Settings(rate=3.6e-4, steps=50)
-    assert drop(settings, rounds=1, clients=1, kind="full") > T4
+    settings = Settings(rate=1e-4, steps=50)
+    assert drop(settings, rounds=1, clients=1, kind="full") > 0.45
 
 
-def test_t5_without_a_clip_a_high_rate_surges_and_the_guard_sees_it():
-    wild = Settings(rate=T5_RATE, steps=10, clip=math.inf)
-    history = federate(wild, rounds=16, clients=1, guard=True)
-    assert history.end > history.start + 1
-    assert history.surged
+WILD = Settings(rate=1e-3, steps=10)
 
 
-def test_t5b_the_same_rate_with_the_default_clip_does_not_surge():
-    history = federate(Settings(rate=T5_RATE, steps=10), rounds=16, clients=1, guard=True)
-    assert history.end < history.start
-    assert not history.surged
+def test_t5_a_rate_ten_times_too_high_surges_without_a_clip_and_the_guard_sees_it():
+    wild = federate(replace(WILD, clip=math.inf), rounds=8, clients=1, kind="full", guard=True)
+    assert wild.end > wild.start + 1
+    assert wild.surged
+    clipped = federate(WILD, rounds=8, clients=1, kind="full", guard=True)
+    assert clipped.end < wild.end / 2
 
 
 def test_t6_at_a_small_rate_forward_only_descends_like_backpropagation():
-    settings = Settings(rate=1e-3, steps=10, clip=math.inf)
+    settings = Settings(rate=1e-4, steps=10, clip=math.inf)
     ours = federate(settings, rounds=12)
     theirs = backprop(settings, rounds=12)
-    assert abs(ours.end - theirs) < T6_GAP
-    assert ours.end < ours.start - T6_DROP
-    assert theirs < ours.start - T6_DROP
+    assert abs(ours.end - theirs) < 0.05
+    assert ours.end < ours.start - 0.03
+    assert theirs < ours.start - 0.03
 
 
 def test_t7_the_slope_is_the_directional_derivative_and_its_estimate_points_where_theory_says():

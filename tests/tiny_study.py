@@ -86,7 +86,9 @@ def start_loss() -> float:
     return bench_for().evaluate(evaluation()).loss
 
 
-def federate(settings: Settings, *, rounds: int, clients: int = 4, seed: int = 0, kind: str = "lora", guard=False) -> History:
+def federate(
+    settings: Settings, *, rounds: int, clients: int = 4, seed: int = 0, kind: str = "lora", guard=False
+) -> History:
     bench = bench_for(clients=clients, steps=settings.steps, seed=seed, kind=kind)
     algorithm = fedmezo(settings, seed=seed, cohort=clients)
     state, watch, surged, losses = algorithm.init(), Guard(), False, []

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from fedmezo.studies.build import build
     from fedmezo.studies.config import Config, load_config
     from fedmezo.studies.plan import plan
-    from fedmezo.studies.run import Summary, evaluate, export, resume, rollback, run, verify
+    from fedmezo.studies.run import Summary, resume, run
+    from fedmezo.studies.uses import evaluate, export, rollback, verify
 
 __version__ = "0.1.0"
 
@@ -33,18 +34,18 @@ _HOMES = {
     "Settings": "fedmezo.fl.fedmezo",
     "Summary": "fedmezo.studies.run",
     "build": "fedmezo.studies.build",
-    "evaluate": "fedmezo.studies.run",
-    "export": "fedmezo.studies.run",
+    "evaluate": "fedmezo.studies.uses",
+    "export": "fedmezo.studies.uses",
     "fedmezo": "fedmezo.fl.fedmezo",
     "fetch": "fedmezo.models.load",
     "load_config": "fedmezo.studies.config",
     "load_model": "fedmezo.models.load",
     "plan": "fedmezo.studies.plan",
     "resume": "fedmezo.studies.run",
-    "rollback": "fedmezo.studies.run",
+    "rollback": "fedmezo.studies.uses",
     "run": "fedmezo.studies.run",
     "simulate": "fedmezo.runtime.simulate",
-    "verify": "fedmezo.studies.run",
+    "verify": "fedmezo.studies.uses",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ from typer.core import TyperArgument
 
 from fedmezo import __version__
 from fedmezo.channels import aside, emit, fail
-from fedmezo.cli_config import Json, Settings, Source, config_app, read_config
+from fedmezo.cli_config import Json, Settings, Source, config_app, mistake, read_config
 from fedmezo.errors import ConfigError, FedMeZOError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run(
 ) -> None:
     """Tune a model over simulated clients.
 
-    A first try, some minutes long: `fedmezo run --set federation.rounds=3`
+    A first try, without any download: `fedmezo run --set model.name=builtin:tiny`
 
     Every round is journaled before the next begins: stop it when you like and go on with `fedmezo resume DIR`.
     """
@@ -283,8 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise StoppedError("Interrupted.")
         return code if isinstance(code, int) else 0
     except click.UsageError as error:
-        verb = error.ctx.command_path if error.ctx else "fedmezo"
-        return fail(error, f"{error.format_message()} See `{verb} --help`.", given=given, code=2)
+        return fail(error, mistake(error), given=given, code=2)
     except FedMeZOError as error:
         return fail(error, str(error), given=given, code=error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:

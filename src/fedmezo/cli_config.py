@@ -1,10 +1,12 @@
 """The verbs about configuration files, and the options that several verbs share."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 from fedmezo.channels import emit
@@ -13,7 +15,7 @@ from fedmezo.errors import ConfigError
 if TYPE_CHECKING:
     from fedmezo.studies.config import Config
 
-__all__ = ["Json", "Settings", "Source", "config_app", "read_config"]
+__all__ = ["Json", "Settings", "Source", "config_app", "mistake", "read_config"]
 
 config_app = typer.Typer(help="Show, describe or begin a configuration.", rich_markup_mode="markdown")
 
@@ -36,6 +38,20 @@ def read_config(path: Path | None, settings: Sequence[str] | None) -> "Config":
     from fedmezo.studies.config import load_config
 
     return load_config(path, settings or ())
+
+
+def mistake(error: click.UsageError) -> str:
+    """Returns what is wrong with a command line, and where to look; a key given as an option is told as a key."""
+    from fedmezo.studies.config import keys_called
+
+    name = error.option_name.lstrip("-").replace("-", "_") if isinstance(error, click.NoSuchOption) else ""
+    if isinstance(error, click.NoSuchOption) and (keys := keys_called(name)):
+        told = " or ".join(f"--set {key}=VALUE" for key in keys)
+        return f"No such option '{error.option_name}'; it is a key of the configuration, so give {told}."
+    verb = error.ctx.command_path if error.ctx else "fedmezo"
+    # click and typer each add their own guess.
+    text = re.sub(r" \(Did you mean one of: [^)]*\)", "", error.format_message())
+    return f"{text} See `{verb} --help`."
 
 
 @config_app.callback(invoke_without_command=True)

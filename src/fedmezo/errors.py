@@ -8,6 +8,8 @@
     ├── WireError      bytes that are not a valid message               (exit code 1)
     ├── JournalError   a journal that is damaged, foreign or unwritable (exit code 1)
     └── RunError       a run that cannot go on                          (exit code 1)
+
+Exit code 2 asks for another input, exit code 1 tells that something went wrong.
 """
 
 

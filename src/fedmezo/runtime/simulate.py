@@ -14,13 +14,13 @@ from statistics import fmean
 from typing import Generic, Protocol, TypeVar
 
 import torch
-from fedmezo.runtime.journal import SLOW, Entry, Journal, Round, replay
-from fedmezo.runtime.wire import News, decode_reply, decode_task, encode_reply, encode_task
 
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm, Bench, Task
 from fedmezo.runtime.guard import Guard, OnSurge
+from fedmezo.runtime.journal import SLOW, Entry, Journal, Round, replay
 from fedmezo.runtime.meter import Stopwatch
+from fedmezo.runtime.wire import News, decode_reply, decode_task, encode_reply, encode_task
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import apply_
 
@@ -131,7 +131,7 @@ class Simulation(Generic[S]):
             tasks, weights = tuple(e.task for e in done.entries), tuple(e.weight for e in done.entries)
             self._news.append(News(tasks, slopes, weights))
         for entry in done.entries:
-            self._seen[entry.task.client] = done.round + 1
+            self._seen[entry.task.client] = done.round  # it walked from the model with so many rounds behind it
 
     def run(self) -> Iterator[RoundReport]:
         """Yields one report per round still to do; the untrained model is evaluated first, once per run."""

@@ -32,6 +32,7 @@ __all__ = [
     "Output",
     "Runtime",
     "Split",
+    "keys_called",
     "load_config",
     "parse_config",
     "schema",
@@ -104,6 +105,12 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     for override in overrides:
         _lay_over_(given, override)
     return parse_config(given)
+
+
+def keys_called(name: str) -> list[str]:
+    """Returns the dotted keys that are called `name`, by our word for them or a customary one; often none."""
+    ours = {section: next(iter(kind.canonical({name: None}))) for section, kind in _sections().items()}
+    return [f"{section}.{key}" for section, key in ours.items() if key in _sections()[section].model_fields]
 
 
 def _read(path: Path) -> dict[str, Any]:

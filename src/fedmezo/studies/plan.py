@@ -13,6 +13,7 @@ from fedmezo.runtime.meter import peak_rss_mb
 from fedmezo.runtime.wire import News, encode_reply, encode_task
 from fedmezo.studies.build import Built, build
 from fedmezo.studies.config import Config
+from fedmezo.zo.seedsum import DenseDelta
 
 __all__ = ["plan"]
 
@@ -67,7 +68,8 @@ def _bytes(built: Built) -> dict[str, float]:
     dense = 4 * built.bench.params.dim
     news = News(tuple(tasks), (slopes,) * len(tasks), (1 / len(tasks),) * len(tasks))
     bare, told = (len(encode_task(replace(task, round=1), list(some))) for some in ((), (news,)))
-    up = len(encode_reply(Reply(0, task.client, 1, 1.0, slopes))) + (dense if task.dense else 0)
+    delta = DenseDelta(dict(built.bench.params)) if task.dense else None
+    up = len(encode_reply(Reply(0, task.client, 1, 1.0, slopes, delta)))
     walks = federation.rounds * len(tasks)
     down = walks * bare + (walks * dense if task.dense else _missed(cohorts) * (told - bare))
     return {

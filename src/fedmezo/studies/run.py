@@ -67,7 +67,7 @@ class Summary:
         return asdict(self)
 
 
-def run(config: Config, *, out: Path | None = None, watch: Watch | None = None) -> Summary:
+def run(config: Config, *, out: Path | str | None = None, watch: Watch | None = None) -> Summary:
     """Runs a configuration from its first round to its last and returns the summary.
 
     Args:
@@ -78,7 +78,7 @@ def run(config: Config, *, out: Path | None = None, watch: Watch | None = None) 
     Raises:
       ConfigError: the folder holds a run already, or cannot be written.
     """
-    folder = new_folder(config, out)
+    folder = new_folder(config, Path(out) if out is not None else None)
     built = build(config)
     header = Header(
         config=built.config.model_dump_json(),
@@ -98,7 +98,7 @@ def run(config: Config, *, out: Path | None = None, watch: Watch | None = None) 
         return _go_on(built, journal, folder=folder, watch=watch)
 
 
-def resume(folder: Path, *, rounds: int | None = None, watch: Watch | None = None) -> Summary:
+def resume(folder: Path | str, *, rounds: int | None = None, watch: Watch | None = None) -> Summary:
     """Goes on where the journal ends, with the bits of a run that was never interrupted.
 
     Args:
@@ -109,6 +109,7 @@ def resume(folder: Path, *, rounds: int | None = None, watch: Watch | None = Non
     Raises:
       ConfigError: the folder holds no run, or more rounds than `rounds`.
     """
+    folder = Path(folder)
     with opened(folder) as journal:
         if rounds is not None and rounds < journal.last:
             raise ConfigError(

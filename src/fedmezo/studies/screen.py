@@ -151,8 +151,16 @@ def _clock(seconds: float) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
-    shown = {name: value for name, value in metrics.items() if isinstance(value, int | float) and name not in _COUNTS}
-    return ", ".join(f"{name} {number(value)}" for name, value in shown.items())
+    """Returns the metrics of the whole split on one line; those of its categories are for the tables."""
+    shown = {name: value for name, value in metrics.items() if isinstance(value, int | float) and "/" not in name}
+    return ", ".join(f"{_words(name)} {number(value)}" for name, value in shown.items() if name not in _COUNTS)
+
+
+def _words(metric: str) -> str:
+    """Returns a metric's name for people: category/colour/loss is the loss on colour."""
+    kind, _, rest = metric.partition("/")
+    group, _, name = rest.rpartition("/")
+    return f"{name} on {group}" if kind == "category" and group else metric.replace("_", " ")
 
 
 def _pairs(rows: Sequence[tuple[str, str]], indent: str = "") -> Text:
@@ -186,8 +194,8 @@ def _gains(judged: Mapping[str, Any]) -> RenderableType:
     for head in ("evaluation", "start", "end"):
         table.add_column(head, justify="left" if head == "evaluation" else "right", header_style="bold")
     for name, value in end.items():
-        if isinstance(value, int | float) and name not in _COUNTS:
-            table.add_row(Text(str(name)), number(start.get(name)), number(value))
+        if isinstance(value, int | float) and name.rpartition("/")[2] not in _COUNTS:
+            table.add_row(Text(_words(name)), number(start.get(name)), number(value))
     return table
 
 

@@ -33,7 +33,7 @@ def save(tuned: Tuned, folder: Path, *, merged: bool = False) -> Path:
     return folder
 
 
-def export(folder: Path, *, to: str = "peft", round: int | None = None, out: Path | None = None) -> Path:
+def export(folder: Path | str, *, to: str = "peft", round: int | None = None, out: Path | str | None = None) -> Path:
     """Writes the model after `round` rounds (default: all) and returns the new folder; needs no training data.
 
     Args:
@@ -47,6 +47,7 @@ def export(folder: Path, *, to: str = "peft", round: int | None = None, out: Pat
     """
     if to not in ("peft", "merged"):
         raise ConfigError(f"--to: expected peft or merged, got {to!r}.")
+    folder, out = Path(folder), Path(out) if out is not None else None
     if out is not None and (out / JOURNAL).exists():
         raise ConfigError(f"--out: {out} is the folder of a run; choose another, such as {out / to}.")
     with opened(folder, readonly=True) as journal:
@@ -58,12 +59,15 @@ def export(folder: Path, *, to: str = "peft", round: int | None = None, out: Pat
     return save(tuned, out or folder / f"{to}-round-{upto}", merged=to == "merged")
 
 
-def verify(folder: Path) -> dict[str, object]:
-    """Rebuilds the model from the journal and compares it with every digest taken during the run; needs no training data.
+def verify(folder: Path | str) -> dict[str, object]:
+    """Rebuilds the model from the journal and compares it with every digest taken during the run.
+
+    Needs the base model and no training data.
 
     Raises:
       JournalError: the chain is broken, or a digest differs; the message names the round.
     """
+    folder = Path(folder)
     with opened(folder, readonly=True) as journal:
         journal.verify_chain()
         tuned = build_model(*base_of(journal))
@@ -78,8 +82,9 @@ def verify(folder: Path) -> dict[str, object]:
         return {"ok": True, "digest": digest, "rounds": journal.last, "compared": compared, "run_dir": str(folder)}
 
 
-def rollback(folder: Path, *, round: int) -> dict[str, object]:
+def rollback(folder: Path | str, *, round: int) -> dict[str, object]:
     """Keeps the first `round` rounds of a run; a copy of the whole journal is left beside it."""
+    folder = Path(folder)
     with opened(folder) as journal:
         upto = rounds_upto(journal, round)
         backup = journal.rollback(upto, "by hand")
@@ -87,7 +92,7 @@ def rollback(folder: Path, *, round: int) -> dict[str, object]:
 
 
 def evaluate(
-    target: Path, *, round: int | None = None, examples: int | None = None, config: Config | None = None
+    target: Path | str, *, round: int | None = None, examples: int | None = None, config: Config | None = None
 ) -> dict[str, object]:
     """Returns loss, tokens, examples and metrics of a run's model or of an adapter folder.
 
@@ -97,6 +102,7 @@ def evaluate(
       examples: evaluate on at most so many.
       config: what data to judge an adapter on; default: the configuration saved beside it.
     """
+    target = Path(target)
     if (target / JOURNAL).exists():
         if config is not None:
             raise ConfigError(f"--config: {target} is a run and knows its data; name an adapter folder instead.")

@@ -70,9 +70,7 @@ def step_(params: Params, seed: int, *, coefficient: float, law: Law) -> None:
             _backend(tensor).step_(tensor.detach().view(-1), coefficient=exact, **key)
 
 
-def lane_(
-    out: Tensor, source: Tensor, *, name: str, seed: int, offset: float, law: Law, start: int = 0
-) -> None:
+def lane_(out: Tensor, source: Tensor, *, name: str, seed: int, offset: float, law: Law, start: int = 0) -> None:
     """Writes source + offset * z(seed)[name] to `out`; `offset` is rounded to 11 significant bits.
 
     `source` may be a part of the parameter; `start` is then the number of its entries before that part.

@@ -78,9 +78,7 @@ def step_(target: Tensor, *, tensor: int, seed: int, coefficient: float, law: La
         target.narrow(0, start, size).add_(z.mul_(coefficient))
 
 
-def lane_(
-    out: Tensor, source: Tensor, *, tensor: int, seed: int, offset: float, law: Law, start: int = 0
-) -> None:
+def lane_(out: Tensor, source: Tensor, *, tensor: int, seed: int, offset: float, law: Law, start: int = 0) -> None:
     """Writes source + offset * z(seed)[start:] to `out`, both flat float32."""
     for at, size in _spans(source.numel()):
         z = entries(seed, tensor, start=start + at, size=size, law=law, device=source.device)

@@ -1,0 +1,90 @@
+"""Writes the README's tables from the raw results in docs/results; see docs/results/README.md for the commands.
+
+    python scripts/results.py          # rewrite the tables between the markers
+    python scripts/results.py --check  # exit 1 if they differ
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+
+
+def read(name: str) -> dict:
+    """Returns one raw result."""
+    return json.loads((RESULTS / name).read_text())
+
+
+def span(values: list[float], form: str) -> str:
+    """Returns `low to high`, or one value if they print alike."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def demo() -> str:
+    """Returns the demo's table over three seeds."""
+    runs = [read(f"demo-seed{seed}.json") for seed in range(3)]
+    both = [[run["eval"][when] for run in runs] for when in ("start", "end")]
+    rows = [
+        "| three clients, three seeds | start | end |",
+        "|---|---|---|",
+        "| evaluation loss, nats per answer token | " + " | ".join(span([e["loss"] for e in each], ".2f") for each in both) + " |",
+        "| answer tokens right | " + " | ".join(span([100 * e["token_accuracy"] for e in each], ".0f") + " %" for each in both) + " |",
+    ]
+    up = runs[0]["bytes"]["up_per_client_round"]
+    dense = 4 * runs[0]["dim"]
+    rows += [
+        "",
+        f"{runs[0]['forwards']:,} forward passes over {runs[0]['tokens']:,} tokens; {up:.0f} bytes up per client and round, where the "
+        f"adapter itself has {dense:,} ({dense / up:,.0f} times more). Seed 0, alone on two cores: "
+        f"{runs[0]['seconds'] / 60:.1f} minutes of training.",
+    ]
+    return "\n".join(rows)
+
+
+def measured() -> str:
+    """Returns the table of the real data sets and of memory and speed."""
+    rows = ["| data, split | loss start | loss end | accuracy | up, bytes per client and round | command |", "|---|---|---|---|---|---|"]
+    for name, label in (("gsm8k", "GSM8K, iid"), ("dolly", "Dolly-15k, meta"), ("sst2", "SST-2, lda"), ("mbxp", "MBXP, lda")):
+        run = read(f"{name}.json")
+        start, end = run["eval"]["start"], run["eval"]["end"]
+        key = "accuracy" if "accuracy" in end else "token_accuracy"
+        what = "answers" if key == "accuracy" else "tokens"
+        rows.append(
+            f"| {label} | {start['loss']:.3f} | {end['loss']:.3f} | {100 * start[key]:.1f} → {100 * end[key]:.1f} % of {what} | "
+            f"{run['bytes']['up_per_client_round']:.0f} | `fedmezo run configs/{name}.toml` |"
+        )
+    rows += ["", "| memory and speed | ratio | command |", "|---|---|---|"]
+    for name, label in (("memory", "compiled noise"), ("memory-torch", "`FEDMEZO_NOISE=torch`, saves the compiler's 100 MB")):
+        for row in read(f"{name}.json")["runs"]:
+            rows.append(
+                f"| peak memory, LoRA step / (plain forward + adapter), {row['tokens']} tokens, rank {row['rank']}, {label} | "
+                f"{row['ratio']:.3f} | `python benchmarks/memory.py --tokens {row['tokens']} --rank {row['rank']}` |"
+            )
+    for row in read("step.json")["rows"]:
+        rows.append(
+            f"| time, LoRA step / two plain forwards, {row['tokens']} tokens, rank {row['rank']}, {row['dtype']} | "
+            f"{row['ratio_two_forwards']:.2f} | `python benchmarks/step.py` |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Rewrites or checks the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    path = ROOT / "README.md"
+    old = new = path.read_text()
+    for name, table in (("demo", demo()), ("measured", measured())):
+        new = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", new, flags=re.DOTALL)
+    if check and new != old:
+        raise SystemExit("README.md differs from docs/results; run python scripts/results.py.")
+    path.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What a user imports and copies: exported names, the README's Python, the committed configurations."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedmezo
+from fedmezo.errors import FedMeZOError
+from fedmezo.studies.config import load_config
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_exported_names_are_complete_sorted_and_there():
+    assert fedmezo.__all__ == sorted(fedmezo.__all__)
+    assert set(fedmezo._HOMES) | {"FedMeZOError", "__version__"} == set(fedmezo.__all__)
+    for name in fedmezo.__all__:
+        assert getattr(fedmezo, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fedmezo.nothing
+
+
+def test_every_public_name_says_what_it_is():
+    for name in set(fedmezo.__all__) - {"__version__"}:
+        assert getattr(fedmezo, name).__doc__
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = ("torch", "transformers", "peft", "datasets", "numba")
+    code = f"import sys, fedmezo; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_committed_configuration_loads_and_round_trips(path, tmp_path):
+    config = load_config(path)
+    (tmp_path / "again.toml").write_text(config.to_toml())
+    assert load_config(tmp_path / "again.toml").digest() == config.digest()
+
+
+def test_the_readmes_python_runs_as_printed(tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    done = subprocess.run([sys.executable, "-c", blocks[0]], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "True"
+
+
+def test_the_readmes_verbs_exist():
+    text = (ROOT / "README.md").read_text()
+    verbs = set(re.findall(r"^fedmezo ([a-z]+)", text, re.MULTILINE))
+    listed = subprocess.run(
+        [sys.executable, "-m", "fedmezo", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert verbs >= {"run", "plan", "resume", "eval", "verify", "rollback", "export", "config"}
+    assert all(re.search(rf"\b{verb}\b", listed) for verb in verbs)
+
+
+def test_only_the_writers_of_weights_add_or_copy_in_place():
+    allowed = {"zo/perturb.py", "zo/params.py", "zo/kernels/torch_ops.py", "zo/kernels/numba_ops.py"}
+    source = ROOT / "src" / "fedmezo"
+    found = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if path.parent.name not in ("models",) and re.search(r"\.(add_|sub_|copy_)\(", path.read_text())
+    }
+    calls = {name for name in found - allowed if "params.copy_" not in (source / name).read_text()}
+    assert not calls
+
+
+def test_every_error_has_an_exit_code_of_one_or_two():
+    def below(kind):
+        return [kind, *(deeper for child in kind.__subclasses__() for deeper in below(child))]
+
+    assert {kind.exit_code for kind in below(FedMeZOError)} == {1, 2}
+
+
+def test_the_example_loop_runs_and_its_adapter_is_written(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "own_loop.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [float(x) for x in re.findall(r"loss (\d+\.\d+)", done.stdout)]
+    assert losses[1] < losses[0]
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
