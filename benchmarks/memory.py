@@ -89,7 +89,9 @@ def main() -> None:
     common = ["--model", args.model, "--tokens", str(args.tokens), "--rank", str(args.rank)]
     rows = []
     for mode in MODES:
-        done = subprocess.run([sys.executable, __file__, "--mode", mode, *common], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--mode", mode, *common], check=True, capture_output=True, text=True
+        )
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     by_mode = {row["mode"]: row for row in rows}
     allowed = by_mode["forward"]["peak_mb"] + by_mode["step"]["adapter_mb"]
@@ -105,7 +107,9 @@ def main() -> None:
         print(json.dumps(result, indent=2))
     else:
         for row in rows:
-            print(f"{row['mode']:8s} start {row['start_mb']:7.1f} MB  peak {row['peak_mb']:7.1f} MB  adapter {row['adapter_mb']:5.1f} MB")
+            print(
+                f"{row['mode']:8s} start {row['start_mb']:7.1f} MB  peak {row['peak_mb']:7.1f} MB  adapter {row['adapter_mb']:5.1f} MB"
+            )
         print(f"step / (forward + adapter) = {result['ratio']:.3f} (limit {result['limit']})")
     if result["ratio"] > result["limit"]:
         raise SystemExit("A step needs more memory than an evaluation forward and the adapters: a regression.")

@@ -76,7 +76,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = [
-        measure(args.model, dtype=args.dtype, rank=args.rank, tokens=tokens, repeats=args.repeats) for tokens in (64, 256)
+        measure(args.model, dtype=args.dtype, rank=args.rank, tokens=tokens, repeats=args.repeats)
+        for tokens in (64, 256)
     ]
     if args.json:
         print(json.dumps({"threads": args.threads, "torch": torch.__version__, "rows": rows}))

@@ -1,6 +1,6 @@
 """The caller owns the loop: three clients, early stopping, and the adapter saved for plain PEFT. Runs in seconds.
 
-    python examples/own_loop.py [FOLDER]
+python examples/own_loop.py [FOLDER]
 """
 
 import sys

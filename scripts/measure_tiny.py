@@ -1,6 +1,6 @@
 """Prints the figures behind the thresholds of tests/test_convergence.py, over three seeds.
 
-    make measure
+make measure
 """
 
 import json

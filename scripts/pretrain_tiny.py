@@ -48,7 +48,11 @@ def make_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
     )
     core.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", model_max_length=512, clean_up_tokenization_spaces=False
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
     )
 
 

@@ -1,7 +1,7 @@
 """Writes the README's tables from the raw results in docs/results; see docs/results/README.md for the commands.
 
-    python scripts/results.py          # rewrite the tables between the markers
-    python scripts/results.py --check  # exit 1 if they differ
+python scripts/results.py          # rewrite the tables between the markers
+python scripts/results.py --check  # exit 1 if they differ
 """
 
 import argparse
@@ -31,8 +31,12 @@ def demo() -> str:
     rows = [
         "| three clients, three seeds | start | end |",
         "|---|---|---|",
-        "| evaluation loss, nats per answer token | " + " | ".join(span([e["loss"] for e in each], ".2f") for each in both) + " |",
-        "| answer tokens right | " + " | ".join(span([100 * e["token_accuracy"] for e in each], ".0f") + " %" for each in both) + " |",
+        "| evaluation loss, nats per answer token | "
+        + " | ".join(span([e["loss"] for e in each], ".2f") for each in both)
+        + " |",
+        "| answer tokens right | "
+        + " | ".join(span([100 * e["token_accuracy"] for e in each], ".0f") + " %" for each in both)
+        + " |",
     ]
     up = runs[0]["bytes"]["up_per_client_round"]
     dense = 4 * runs[0]["dim"]
@@ -47,8 +51,16 @@ def demo() -> str:
 
 def measured() -> str:
     """Returns the table of the real data sets and of memory and speed."""
-    rows = ["| data, split | loss start | loss end | accuracy | up, bytes per client and round | command |", "|---|---|---|---|---|---|"]
-    for name, label in (("gsm8k", "GSM8K, iid"), ("dolly", "Dolly-15k, meta"), ("sst2", "SST-2, lda"), ("mbxp", "MBXP, lda")):
+    rows = [
+        "| data, split | loss start | loss end | accuracy | up, bytes per client and round | command |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, label in (
+        ("gsm8k", "GSM8K, iid"),
+        ("dolly", "Dolly-15k, meta"),
+        ("sst2", "SST-2, lda"),
+        ("mbxp", "MBXP, lda"),
+    ):
         run = read(f"{name}.json")
         start, end = run["eval"]["start"], run["eval"]["end"]
         key = "accuracy" if "accuracy" in end else "token_accuracy"
@@ -58,7 +70,10 @@ def measured() -> str:
             f"{run['bytes']['up_per_client_round']:.0f} | `fedmezo run configs/{name}.toml` |"
         )
     rows += ["", "| memory and speed | ratio | command |", "|---|---|---|"]
-    for name, label in (("memory", "compiled noise"), ("memory-torch", "`FEDMEZO_NOISE=torch`, saves the compiler's 100 MB")):
+    for name, label in (
+        ("memory", "compiled noise"),
+        ("memory-torch", "`FEDMEZO_NOISE=torch`, saves the compiler's 100 MB"),
+    ):
         for row in read(f"{name}.json")["runs"]:
             rows.append(
                 f"| peak memory, LoRA step / (plain forward + adapter), {row['tokens']} tokens, rank {row['rank']}, {label} | "
@@ -80,7 +95,9 @@ def main() -> None:
     path = ROOT / "README.md"
     old = new = path.read_text()
     for name, table in (("demo", demo()), ("measured", measured())):
-        new = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", new, flags=re.DOTALL)
+        new = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", new, flags=re.DOTALL
+        )
     if check and new != old:
         raise SystemExit("README.md differs from docs/results; run python scripts/results.py.")
     path.write_text(new)

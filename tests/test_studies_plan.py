@@ -42,6 +42,7 @@ def test_forwards_and_bytes_up_are_those_the_run_measures(data, tmp_path, change
     planned, done = plan(config), run(config, out=tmp_path / "r")
     assert planned["forwards"] == done.forwards
     assert planned["bytes"]["up_total"] == done.bytes["up_total"]
+    assert planned["bytes"]["down_total"] == done.bytes["down_total"]
     assert planned["bytes"]["up_per_client_round"] == done.bytes["up_per_client_round"]
     assert (planned["dim"], planned["rate"], planned["mu"]) == (done.dim, done.rate, done.mu)
     assert planned["tokens"] == pytest.approx(done.tokens, rel=0.1)

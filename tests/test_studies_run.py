@@ -105,7 +105,15 @@ def test_a_summary_counts_what_was_done(finished):
 def test_a_run_leaves_its_files(finished):
     folder, summary = finished
     names = {path.name for path in folder.iterdir()} - {"journal.sqlite.lock"}
-    assert names == {"journal.sqlite", "config.toml", "summary.json", "adapter", "report.html", "tensorboard"}
+    assert names == {
+        "journal.sqlite",
+        "config.toml",
+        "data.sha256",
+        "summary.json",
+        "adapter",
+        "report.html",
+        "tensorboard",
+    }
     kept = json.loads((folder / "summary.json").read_text())
     split = kept.pop("split")
     assert kept == summary.as_dict()
@@ -203,6 +211,32 @@ def test_lanes_change_the_result_by_rounding_only_and_repeat_to_the_bit(data, tm
             ends[lanes] = done.eval["end"]["loss"]
     assert all(len(found) == 1 for found in digests.values())
     assert ends[1] == pytest.approx(ends[2], rel=1e-3) == pytest.approx(ends["auto"], rel=1e-3)
+
+
+@pytest.mark.parametrize("change", ["one more", "another answer"])
+def test_resume_on_changed_data_is_refused_and_changes_nothing(data, tmp_path, change):
+    mine = Path(shutil.copy(data, tmp_path / "mine.jsonl"))
+    with pytest.raises(StopError):
+        run(small(mine), out=tmp_path / "r", watch=StopAfter(1))
+    before = (tmp_path / "r" / "journal.sqlite").read_bytes()
+    text = mine.read_text()
+    mine.write_text(text + text.splitlines()[0] + "\n" if change == "one more" else text.replace("red", "black"))
+    with pytest.raises(JournalError, match="data has changed"):
+        resume(tmp_path / "r")
+    assert (tmp_path / "r" / "journal.sqlite").read_bytes() == before
+    mine.write_text(text)
+    assert resume(tmp_path / "r").rounds == 4
+
+
+def test_a_run_whose_loss_is_not_finite_ends_and_says_so(data, tmp_path):
+    wild = {"rate": 1e36, "clip": "none"}
+    watch = Notes()
+    summary = run(small(data, algorithm=wild, guard={"on_surge": "warn"}), out=tmp_path / "r", watch=watch)
+    assert summary.skipped_steps > 0
+    assert any(kind == "skipped" for report in watch.reports for kind, _ in report.events)
+    kept = json.loads((tmp_path / "r" / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert kept["eval"]["end"]["loss"] is None
+    assert verify(tmp_path / "r")["digest"] == summary.digest
 
 
 # Verify
@@ -358,9 +392,7 @@ def test_a_tokenizer_without_a_padding_token_is_enough(data):
     ids=str,
 )
 def test_every_setting_runs_and_its_journal_rebuilds_the_model(data, tmp_path, changed):
-    guard = changed.get("guard")
-    wanted = asked(data, **changed) | ({"guard": guard} if guard else {})
-    summary = run(parse_config(wanted), out=tmp_path / "r")
+    summary = run(small(data, **changed), out=tmp_path / "r")
     assert verify(tmp_path / "r")["digest"] == summary.digest
     directions = changed.get("algorithm", {}).get("directions", 1)
     cohort = changed.get("federation", {}).get("cohort", 3)

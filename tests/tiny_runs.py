@@ -45,7 +45,7 @@ def asked(records: Path, **sections) -> dict:
         "output": FILES,
         "runtime": {"threads": 1},
     }
-    return {name: values | sections.get(name, {}) for name, values in basis.items()}
+    return {name: basis.get(name, {}) | sections.get(name, {}) for name in {**basis, **sections}}
 
 
 def small(records: Path, **sections) -> Config:

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["aside", "emit", "fail"]
+__all__ = ["aside", "emit", "fail", "plain"]
 
 
 @contextmanager
@@ -30,15 +30,15 @@ def aside() -> Iterator[None]:
 
 def emit(result: Mapping[str, Any]) -> None:
     """Prints a result as one JSON object on one line of standard output."""
-    typer.echo(json.dumps(_plain(result), allow_nan=False))
+    typer.echo(json.dumps(plain(result), allow_nan=False))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns a value as JSON has it: numbers that are not finite become null, anything unknown its text."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, float) or hasattr(value, "item"):
         number = value if isinstance(value, float) else value.item()
         return number if not isinstance(number, float) or math.isfinite(number) else None

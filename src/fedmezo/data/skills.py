@@ -23,7 +23,9 @@ _SURNAMES = (
     "Upton Vale Wells York Zander Baker Cole Dean Flint Harris"
 ).split()
 _CITIES = "Oslo Rome Lima Cairo Delhi Paris Perth Quito Seoul Tunis Vienna Dublin Havana Lisbon Nairobi Prague".split()
-_ANIMALS = "horse rabbit eagle salmon tiger beetle goose donkey lizard otter badger sparrow camel wolf shark mouse".split()
+_ANIMALS = (
+    "horse rabbit eagle salmon tiger beetle goose donkey lizard otter badger sparrow camel wolf shark mouse".split()
+)
 _FOODS = "bread cheese apple soup rice carrot butter honey noodle pepper onion yoghurt cake bean pear biscuit".split()
 _TOOLS = "hammer saw ladder wrench drill shovel needle brush chisel rake pliers scissors axe file broom clamp".split()
 _THINGS = "kettle lamp chair radio jacket clock camera blanket printer bicycle suitcase mirror toaster tent desk phone".split()
@@ -170,7 +172,9 @@ def skills(*, count: int, seed: int, categories: Sequence[str] | None = None) ->
     wanted = tuple(categories) if categories is not None else CATEGORIES
     unknown = [name for name in wanted if name not in _MAKERS]
     if unknown or not wanted:
-        raise DataError(f"Unknown category '{', '.join(unknown)}' of builtin:skills; choose from {', '.join(CATEGORIES)}.")
+        raise DataError(
+            f"Unknown category '{', '.join(unknown)}' of builtin:skills; choose from {', '.join(CATEGORIES)}."
+        )
     records = []
     for number in range(count):
         category = wanted[number % len(wanted)]

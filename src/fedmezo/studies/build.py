@@ -1,5 +1,6 @@
 """From a configuration to objects: model, adapter, clients' data, bench, algorithm."""
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,15 +14,17 @@ from fedmezo.data.batches import Batches
 from fedmezo.data.prompt import Encoded, Example, encode
 from fedmezo.data.split import SplitReport, holdout, holdout_clients, shuffled, split, split_report
 from fedmezo.data.tasks import DataSource, Record, load_records
+from fedmezo.data.templates import Tokenizer
 from fedmezo.errors import ConfigError, DataError
 from fedmezo.fl.aggregate import weighting
 from fedmezo.fl.algorithm import Algorithm
 from fedmezo.fl.fedmezo import Settings, State, fedmezo
 from fedmezo.models.adapters import make_adapter
-from fedmezo.models.bench import ModelBench
+from fedmezo.models.bench import Lanes, ModelBench
 from fedmezo.models.fetch import RECIPES
 from fedmezo.models.load import Loaded, load_model
 from fedmezo.studies.config import Config
+from fedmezo.zo.estimate import Estimator
 
 __all__ = ["Built", "FederatedData", "Tuned", "build", "build_model", "load_base", "read_data"]
 
@@ -50,6 +53,16 @@ class FederatedData:
     def sizes(self) -> dict[int, int]:
         """Training examples of each client."""
         return {client: len(part) for client, part in enumerate(self.parts)}
+
+    def digest(self) -> str:
+        """Returns the sha256, in hex, of every client's training tokens in order: of all that batches are made of."""
+        state = hashlib.sha256()
+        for part in self.parts:
+            for example in part:
+                rows = [(row.ids, row.start) for row in example.rows]
+                state.update(repr((rows, example.answer, example.options)).encode())
+            state.update(b"next client")
+        return state.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class Built(Tuned):
     notes: tuple[str, ...] = ()
 
 
-def read_data(config: Config, tokenizer: object) -> FederatedData:
+def read_data(config: Config, tokenizer: Tokenizer) -> FederatedData:
     """Returns the clients' data: records are encoded, the evaluation set is set apart, the rest is dealt.
 
     Raises:
@@ -123,7 +136,7 @@ def read_data(config: Config, tokenizer: object) -> FederatedData:
     return FederatedData(parts, evaluation, report, dict(encoded.reasons), tuple(judged))
 
 
-def _read(config: Config, path: str | None, tokenizer: object) -> tuple[list[Record], Encoded]:
+def _read(config: Config, path: str | None, tokenizer: Tokenizer) -> tuple[list[Record], Encoded]:
     records = load_records(_source(config, path))
     return records, _encode(config, records, tokenizer)
 
@@ -152,7 +165,7 @@ def _expand(path: str) -> str:
         raise DataError(f"{path}: a $ must be followed by the name of an environment variable.") from None
 
 
-def _encode(config: Config, records: Sequence[Record], tokenizer: object) -> Encoded:
+def _encode(config: Config, records: Sequence[Record], tokenizer: Tokenizer) -> Encoded:
     settings = config.data
     encoded = encode(
         records, tokenizer, template=settings.template, max_tokens=settings.max_tokens, objective=settings.objective
@@ -215,7 +228,7 @@ def build_model(config: Config, loaded: Loaded, *, data: FederatedData | None = 
     adapter = make_adapter(
         loaded.model, kind=settings.kind, rank=settings.rank, alpha=settings.alpha, targets=settings.targets
     )
-    lanes = config.runtime.lanes if config.runtime.lanes is not None else "auto"
+    lanes: Lanes = config.runtime.lanes if config.runtime.lanes is not None else "auto"
     bench = ModelBench(loaded, adapter, batches=batches, law=config.algorithm.law, seed=federation.seed, lanes=lanes)
     return Tuned(resolve(config, dim=bench.params.dim), loaded, bench)
 
@@ -246,7 +259,7 @@ def build_algorithm(config: Config, sizes: Mapping[int, int]) -> Algorithm[State
     algorithm, federation = config.algorithm, config.federation
     if algorithm.rate is None or algorithm.mu is None:
         raise ConfigError("algorithm.rate and algorithm.mu must be numbers here; resolve the configuration first.")
-    forward = "forward-half" if algorithm.paper_eq2_scale else "forward"
+    forward: Estimator = "forward-half" if algorithm.paper_eq2_scale else "forward"
     settings = Settings(
         rate=algorithm.rate,
         mu=algorithm.mu,

@@ -101,12 +101,15 @@ def _layout(title: str, *, y: Mapping[str, object] | None = None, height: int = 
     }
 
 
+TITLES = {"loss": "Evaluation loss (nats)", "accuracy": "Answers right", "token_accuracy": "Answer tokens right"}
+
+
 def charts(facts: Facts) -> dict[str, list[Chart]]:
     """Returns the charts of a run by section: evaluation, training, slopes, traffic; none without data."""
     if not facts.rows:
         return {"evaluation": [], "training": [], "slopes": [], "traffic": []}
     return {
-        "evaluation": [chart for metric in ("loss", "accuracy") if (chart := _evaluation(facts, metric))],
+        "evaluation": [chart for metric in TITLES if (chart := _evaluation(facts, metric))],
         "training": [_training(facts)],
         "slopes": [_slopes(facts), _rates(facts)],
         "traffic": [_traffic(facts)],
@@ -125,9 +128,8 @@ def _evaluation(facts: Facts, metric: str) -> Chart | None:
         axes = {axis: [spent[at][axis] for at, _ in seen] for axis in AXES}
         traces.append(_line(split, axes["rounds"], [value for _, value in seen], colour=colour, meta=axes))
         key.append((split, colour))
-    title = "Evaluation loss (nats)" if metric == "loss" else "Evaluation accuracy"
-    y = {"tickformat": ".0%", "rangemode": "tozero"} if metric == "accuracy" else {}
-    return Chart(f"evaluation-{metric}", title, traces, _layout(AXES["rounds"], y=y), tuple(key)) if traces else None
+    y = {} if metric == "loss" else {"tickformat": ".0%", "rangemode": "tozero"}
+    return Chart(f"evaluation-{metric}", TITLES[metric], traces, _layout(AXES["rounds"], y=y), tuple(key)) if traces else None
 
 
 def _done(rows: Sequence[Row]) -> list[int]:

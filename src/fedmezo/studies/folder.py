@@ -17,9 +17,10 @@ from fedmezo.studies.build import load_base
 from fedmezo.studies.config import Config, parse_config
 from fedmezo.zo.noise import NOISE_VERSION
 
-__all__ = ["JOURNAL", "base_of", "new_folder", "opened", "rounds_upto", "writing"]
+__all__ = ["DATA", "JOURNAL", "base_of", "new_folder", "opened", "rounds_upto", "writing"]
 
 JOURNAL = "journal.sqlite"
+DATA = "data.sha256"
 _DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 

@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedmezo import __version__
-from fedmezo.errors import ConfigError
+from fedmezo.channels import plain
+from fedmezo.errors import ConfigError, JournalError
 from fedmezo.runtime.journal import Header, Journal
 from fedmezo.runtime.meter import peak_rss_mb
 from fedmezo.runtime.simulate import START, RoundReport, simulate
 from fedmezo.studies.build import Built, build
 from fedmezo.studies.config import Config
-from fedmezo.studies.folder import JOURNAL, base_of, new_folder, opened, writing
+from fedmezo.studies.folder import DATA, JOURNAL, base_of, new_folder, opened, writing
 from fedmezo.studies.judge import judge
 from fedmezo.studies.uses import evaluate, export, rollback, save, verify
 from fedmezo.studies.watch import NullWatch, TensorBoardWatch, Watch, Watchers
@@ -95,6 +96,7 @@ def run(config: Config, *, out: Path | str | None = None, watch: Watch | None = 
         # After the journal: whoever loses a race for the folder has written nothing into it.
         with writing(folder):
             (folder / "config.toml").write_text(built.config.to_toml(), encoding="utf-8")
+            (folder / DATA).write_text(built.data.digest() + "\n", encoding="utf-8")
         return _go_on(built, journal, folder=folder, watch=watch)
 
 
@@ -103,11 +105,12 @@ def resume(folder: Path | str, *, rounds: int | None = None, watch: Watch | None
 
     Args:
       folder: the run's folder.
-      rounds: run to this many rounds instead of the configured number.
+      rounds: run to this many rounds instead of the configured number; a decaying rate follows the new number.
       watch: told of every round.
 
     Raises:
       ConfigError: the folder holds no run, or more rounds than `rounds`.
+      JournalError: the base model or the data is not what the run began with.
     """
     folder = Path(folder)
     with opened(folder) as journal:
@@ -119,7 +122,14 @@ def resume(folder: Path | str, *, rounds: int | None = None, watch: Watch | None
         config, loaded = base_of(journal)
         if rounds is not None:
             config = config.model_copy(update={"federation": config.federation.model_copy(update={"rounds": rounds})})
-        return _go_on(build(config, loaded=loaded), journal, folder=folder, watch=watch)
+        built = build(config, loaded=loaded)
+        known = folder / DATA
+        if known.exists() and known.read_text(encoding="utf-8").strip() != built.data.digest():
+            raise JournalError(
+                f"The data has changed since {folder} began: its records give other batches now; restore them, or "
+                f"delete {known} to go on with the new ones."
+            )
+        return _go_on(built, journal, folder=folder, watch=watch)
 
 
 def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None) -> Summary:
@@ -163,7 +173,7 @@ def _keep(built: Built, journal: Journal, *, folder: Path, summary: Summary, wat
 
     split = built.data.split.as_dict()
     with writing(folder):
-        kept = json.dumps({**summary.as_dict(), "split": split}, indent=2)
+        kept = json.dumps(plain({**summary.as_dict(), "split": split}), indent=2, allow_nan=False)
         (folder / "summary.json").write_text(kept + "\n", encoding="utf-8")
         if built.config.output.export:
             save(built, folder / "adapter")

@@ -53,12 +53,14 @@ def cards(facts: Facts) -> str:
 
 def _judged(facts: Facts) -> list[Html]:
     start, end = facts.ends(facts.splits[0]) if facts.splits else ({}, {})
-    loss, accuracy = (start.get("loss"), end.get("loss")), (start.get("accuracy"), end.get("accuracy"))
+    loss = start.get("loss"), end.get("loss")
     named = f" ({facts.splits[0]})" if facts.splits else ""
     shown = [card(f"Evaluation loss{named}", f"{number(loss[0])} → {number(loss[1])}", f"{change(*loss)} nats")]
-    if any(value is not None for value in accuracy):
-        values = " → ".join(_percent(value) for value in accuracy)
-        shown.append(card(f"Accuracy{named}", values, f"{change(*accuracy, scale=100, digits=1)} points"))
+    for metric, title in (("accuracy", "Answers right"), ("token_accuracy", "Answer tokens right")):
+        shares = start.get(metric), end.get(metric)
+        if any(share is not None for share in shares):
+            values = " → ".join(_percent(share) for share in shares)
+            shown.append(card(f"{title}{named}", values, f"{change(*shares, scale=100, digits=1)} points"))
     return shown
 
 
