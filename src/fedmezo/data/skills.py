@@ -19,8 +19,8 @@ _NAMES = (
     "Walter Yara Zeno Alma Bruno Clara Dora Emil Frida Georg Hanna"
 ).split()
 _SURNAMES = (
-    "Adler Brook Castle Dale Ellis Forest Grant Hill Iver Jones Kent Lane Moore North Olsen Page Quinn Reed Stone Turner "
-    "Upton Vale Wells York Zander Baker Cole Dean Flint Harris"
+    "Adler Brook Castle Dale Ellis Forest Grant Hill Iver Jones Kent Lane Moore North Olsen Page Quinn "
+    "Reed Stone Turner Upton Vale Wells York Zander Baker Cole Dean Flint Harris"
 ).split()
 _CITIES = "Oslo Rome Lima Cairo Delhi Paris Perth Quito Seoul Tunis Vienna Dublin Havana Lisbon Nairobi Prague".split()
 _ANIMALS = (
@@ -28,7 +28,9 @@ _ANIMALS = (
 )
 _FOODS = "bread cheese apple soup rice carrot butter honey noodle pepper onion yoghurt cake bean pear biscuit".split()
 _TOOLS = "hammer saw ladder wrench drill shovel needle brush chisel rake pliers scissors axe file broom clamp".split()
-_THINGS = "kettle lamp chair radio jacket clock camera blanket printer bicycle suitcase mirror toaster tent desk phone".split()
+_THINGS = (
+    "kettle lamp chair radio jacket clock camera blanket printer bicycle suitcase mirror toaster tent desk phone"
+).split()
 _MONTHS = "January February March April May June July August September October November December".split()
 
 _PARCEL = (
@@ -79,7 +81,8 @@ def _sentiment(rng: random.Random) -> Record:
     if rng.random() < 0.5:
         text += f" and {rng.choice(main)}"
     if rng.random() < 0.3:
-        text = f"My {rng.choice(_THINGS)} {rng.choice(other)}, but the {rng.choice(_THINGS)} I review here {rng.choice(main)}"
+        aside, thing = f"My {rng.choice(_THINGS)} {rng.choice(other)}", rng.choice(_THINGS)
+        text = f"{aside}, but the {thing} I review here {rng.choice(main)}"
     return Record("Is this review good or bad?", f"{text}.", label, choices=("good", "bad"))
 
 

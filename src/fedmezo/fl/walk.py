@@ -92,7 +92,7 @@ def take_walks(tasks: Sequence[Task], bench: Bench) -> list[Reply]:
 
     Memory is bounded by the bench's capacity whatever the number of clients. The bench's parameters keep their bits.
 
-    Source: section 3.2 and Eq. 4 of arXiv:2402.05926.
+    Source: Eq. 4 of arXiv:2402.05926.
     """
     replies: list[Reply] = []
     for begin in range(0, len(tasks), bench.capacity):

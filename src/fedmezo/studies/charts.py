@@ -129,7 +129,8 @@ def _evaluation(facts: Facts, metric: str) -> Chart | None:
         traces.append(_line(split, axes["rounds"], [value for _, value in seen], colour=colour, meta=axes))
         key.append((split, colour))
     y = {} if metric == "loss" else {"tickformat": ".0%", "rangemode": "tozero"}
-    return Chart(f"evaluation-{metric}", TITLES[metric], traces, _layout(AXES["rounds"], y=y), tuple(key)) if traces else None
+    layout = _layout(AXES["rounds"], y=y)
+    return Chart(f"evaluation-{metric}", TITLES[metric], traces, layout, tuple(key)) if traces else None
 
 
 def _done(rows: Sequence[Row]) -> list[int]:
