@@ -315,6 +315,7 @@ def test_a_merged_export_gives_plain_transformers_the_same_loss(finished, tmp_pa
     folder = export(finished[0], to="merged", out=tmp_path / "merged")
     config = load_config(finished[0] / "config.toml")
     assert plain_loss(hugging_face(folder), config) == pytest.approx(finished[1].eval["end"]["loss"], rel=1e-5)
+    assert evaluate(folder)["loss"] == pytest.approx(finished[1].eval["end"]["loss"], rel=1e-5)
 
 
 def test_an_adapter_folder_is_judged_like_its_run(finished):
@@ -360,6 +361,7 @@ def test_training_all_parameters_runs_resumes_and_exports(data, tmp_path):
         export(tmp_path / "r")
     folder = export(tmp_path / "r", to="merged")
     assert plain_loss(hugging_face(folder), config) == pytest.approx(whole.eval["end"]["loss"], rel=1e-5)
+    assert evaluate(folder)["loss"] == whole.eval["end"]["loss"]
     assert whole.dim > 800_000
 
 
@@ -480,6 +482,16 @@ def test_records_that_are_all_too_long_are_refused_with_the_reason(data, tmp_pat
     with pytest.raises(DataError, match=r"None of the 60 records .* longer than max_tokens.*\(now 3\)"):
         run(small(data, data={"max_tokens": 3}), out=tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_a_record_beyond_the_window_is_dropped_counted_and_warned_of_once(data, tmp_path, capfd):
+    long = json.dumps({"instruction": "word " * 2000, "input": "", "output": "red", "category": "red"})
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(data.read_text() + long + "\n")
+    watch = Notes()
+    run(small(mine, federation={"rounds": 1}), out=tmp_path / "r", watch=watch)
+    assert watch.info["dropped"] == {"prompt longer than max_tokens": 1}
+    assert "Token indices" not in capfd.readouterr().err
 
 
 def test_one_record_cannot_be_both_trained_on_and_judged_by(tmp_path):

@@ -94,13 +94,13 @@ def rollback(folder: Path | str, *, round: int) -> dict[str, object]:
 def evaluate(
     target: Path | str, *, round: int | None = None, examples: int | None = None, config: Config | None = None
 ) -> dict[str, object]:
-    """Returns loss, tokens, examples and metrics of a run's model or of an adapter folder.
+    """Returns loss, tokens, examples and metrics of a run's model, an adapter folder or a merged model.
 
     Args:
-      target: a run's folder, or an adapter folder.
+      target: a run's folder, or one that `export` wrote.
       round: number of complete rounds, for a run.
       examples: evaluate on at most so many.
-      config: what data to judge an adapter on; default: the configuration saved beside it.
+      config: what data to judge an exported folder on; default: the configuration saved in it.
     """
     target = Path(target)
     if (target / JOURNAL).exists():
@@ -112,7 +112,7 @@ def evaluate(
             built = _with_examples(build(whole, loaded=loaded), examples)
             replay(built.bench.params, journal, upto=upto)
     else:
-        built, upto = _with_examples(_from_adapter(target, config), examples), None
+        built, upto = _with_examples(_from_folder(target, config), examples), None
     judged = judge(built)
     result: dict[str, object] = {"target": str(target), "round": upto, **judged.pop("eval")}
     return result | ({"splits": judged} if judged else {})
@@ -127,13 +127,21 @@ def _with_examples(built: Built, examples: int | None) -> Built:
     return replace(built, data=replace(built.data, evaluation=fewer))
 
 
-def _from_adapter(folder: Path, config: Config | None) -> Built:
-    if not (folder / "adapter_config.json").exists():
-        raise ConfigError(f"{folder} is neither a run (no {JOURNAL}) nor an adapter (no adapter_config.json).")
+def _from_folder(folder: Path, config: Config | None) -> Built:
+    """Returns what an exported folder holds: an adapter on its base model, or a whole model."""
+    adapter = (folder / "adapter_config.json").exists()
+    if not adapter and not (folder / "config.json").exists():
+        raise ConfigError(
+            f"{folder} is neither a run (no {JOURNAL}) nor an adapter (no adapter_config.json) nor a model "
+            "(no config.json)."
+        )
     if config is None:
         if not (folder / SETTINGS).exists():
             raise ConfigError(f"{folder} does not say on what data to judge it; give --config.")
         config = load_config(folder / SETTINGS)
+    if not adapter:
+        here = config.model.model_copy(update={"name": str(folder), "revision": None})
+        return build(config.model_copy(update={"model": here}))
     built = build(config)
     _, tuned = load_adapter(folder, built.loaded.model)
     built.bench.adapter.check(tuned)
