@@ -35,7 +35,7 @@ def client_walk(theta, loss, *, client, round_number, run_seed, rate, mu, steps,
 
 def fedmezo(theta, loss, *, rounds, clients, run_seed, rate, mu, steps, directions=1, clip=np.inf):
     """Returns the global model after every round: full participation, uniform weights, constant rate."""
-    trajectory, scale = [], 0.0
+    trajectory, scale, lowest = [], 0.0, np.inf
     for round_number in range(rounds):
 
         def limit(seen, scale=scale):
@@ -53,6 +53,7 @@ def fedmezo(theta, loss, *, rounds, clients, run_seed, rate, mu, steps, directio
         ]  # fmt: skip
         theta = {name: sum(result[0][name] for result in results) / len(clients) for name in theta}
         seen = 1.4826 * np.median(np.abs([slope for result in results for slope in result[1]]))
-        scale = np.clip(seen, 0.9 * scale, 1.02 * scale) if scale else seen
+        scale = min(np.clip(seen, 0.9 * scale, 1.02 * scale), 4 * lowest) if scale else seen
+        lowest = min(lowest, scale)
         trajectory.append(theta)
     return trajectory

@@ -169,8 +169,21 @@ def test_the_running_scale_rises_slowly_and_falls_faster(seen, expected):
     algorithm = fedmezo(replace(SETTINGS, steps=1), seed=1, cohort=2)
     slopes = (seen / 1.4826,) if seen else (math.nan,)
     replies = [Reply(0, c, examples=1, loss=1.0, slopes=slopes) for c in (0, 1)]
-    state, _ = algorithm.aggregate(State(scale=2.0), replies)
+    state, _ = algorithm.aggregate(State(scale=2.0, lowest=1.0), replies)
     assert state.scale == pytest.approx(expected)
+    assert state.lowest == min(1.0, state.scale)
+
+
+def test_the_running_scale_never_exceeds_four_times_its_lowest():
+    algorithm = fedmezo(replace(SETTINGS, steps=1), seed=1, cohort=2)
+    state = State()
+    for number in range(300):
+        replies = [
+            Reply(number, c, examples=1, loss=1.0, slopes=(1.5**number if number < 200 else 1.0,)) for c in (0, 1)
+        ]
+        state, _ = algorithm.aggregate(state, replies)
+        assert state.scale <= 4 * state.lowest
+    assert state.scale == pytest.approx(1.4826)
 
 
 @pytest.mark.parametrize(("decay", "expected"), [("constant", 1.0), ("linear", 0.75), ("cosine", 0.853553)])

@@ -18,9 +18,9 @@ __all__ = ["Decay", "Settings", "State", "fedmezo"]
 
 Decay = Literal["constant", "linear", "cosine"]
 RateHook = Callable[["State", int], float]
-# The scale of the clip may rise by 2 % a round and fall by 10 %. A run that begins to diverge shows slopes ten times
-# larger within a few rounds; a clip that followed them would let it go.
-_RISE, _FALL = 1.02, 0.9
+# The scale of the clip may rise by 2 % a round, to four times its lowest, and fall by 10 %. A diverging run
+# shows slopes ten times larger within a few rounds; a clip that followed them would let it go.
+_RISE, _FALL, _MOST = 1.02, 0.9, 4.0
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,13 @@ class State:
     Attributes:
       round: rounds done.
       scale: running scale of the slopes, which sets the clip in force; 0 before the first round.
+      lowest: lowest running scale so far; 0 before the first round.
       slowed: factor on every rate, lowered by guards.
     """
 
     round: int = 0
     scale: float = 0.0
+    lowest: float = 0.0
     slowed: float = 1.0
 
 
@@ -110,8 +112,10 @@ def fedmezo(
         ordered = _checked(state, settings, replies)
         parts = tuple(reply.delta or walk_of(task(state, reply.client), reply.slopes) for reply in ordered)
         scale = robust_scale([slope for reply in ordered for slope in reply.slopes])
+        scale = _follow(state, scale)
+        lowest = min(state.lowest or scale, scale)
         update = Update(parts, tuple(weights(ordered)) if ordered else ())
-        return replace(state, round=state.round + 1, scale=_follow(state.scale, scale)), update
+        return replace(state, round=state.round + 1, scale=scale, lowest=lowest), update
 
     def slow_down(state: State, factor: float) -> State:
         return replace(state, slowed=state.slowed * factor)
@@ -131,11 +135,11 @@ def _clip(settings: Settings, state: State) -> float:
     return math.inf if math.isinf(settings.clip) else settings.clip * state.scale
 
 
-def _follow(scale: float, seen: float) -> float:
+def _follow(state: State, seen: float) -> float:
     """Returns the running scale after a round whose slopes had the robust scale `seen` (0: none was finite)."""
-    if scale == 0 or seen == 0:
-        return scale or seen
-    return min(max(seen, _FALL * scale), _RISE * scale)
+    if state.scale == 0 or seen == 0:
+        return state.scale or seen
+    return min(max(seen, _FALL * state.scale), _RISE * state.scale, _MOST * state.lowest)
 
 
 def _checked(state: State, settings: Settings, replies: Sequence[Reply]) -> list[Reply]:

@@ -169,7 +169,7 @@ def _expand(path: str) -> str:
 def _encode(config: Config, records: Sequence[Record], tokenizer: Tokenizer) -> Encoded:
     settings = config.data
     # Else transformers warns of every text beyond the model's window; those are dropped and counted here.
-    if True:
+    with quiet():
         encoded = encode(
             records, tokenizer, template=settings.template, max_tokens=settings.max_tokens, objective=settings.objective
         )
