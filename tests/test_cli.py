@@ -246,6 +246,10 @@ def test_every_option_reaches_its_verb(study):
     calls = [
         (["resume", "d", "--rounds", "9"], ("resume", (Path("d"),), {"rounds": 9})),
         (["eval", "d", "--round", "3", "--examples", "5"], ("evaluate", (Path("d"),), {"round": 3, "examples": 5})),
+        (
+            ["eval", "d", "--metric", "rouge_l"],
+            ("evaluate", (Path("d"),), {"round": None, "examples": None, "metrics": ["rouge_l"]}),
+        ),
         (["rollback", "d", "--round", "3"], ("rollback", (Path("d"),), {"round": 3})),
         (
             ["export", "d", "--to", "merged", "--round", "3", "--out", "o"],

@@ -508,3 +508,12 @@ def test_one_record_cannot_be_both_trained_on_and_judged_by(tmp_path):
 def test_a_run_of_two_records_works(tmp_path):
     config = small(write_records(tmp_path, count=2), federation={"clients": 1, "rounds": 1})
     assert run(config, out=tmp_path / "r").eval["end"]["examples"] == 1
+
+
+def test_more_metrics_can_be_asked_for_afterwards_and_unknown_ones_are_refused(finished):
+    folder, _ = finished
+    judged = evaluate(folder, examples=3, metrics=["exact_match"])
+    assert 0 <= judged["exact_match"] <= 1
+    assert "exact_match" not in evaluate(folder, examples=3)
+    with pytest.raises(ConfigError, match="--metric: expected one of"):
+        evaluate(folder, metrics=["bleu"])

@@ -130,13 +130,17 @@ def evaluate(
     target: Annotated[Path, typer.Argument(metavar="DIR|ADAPTER")],
     round_number: Round = None,
     examples: Annotated[int | None, typer.Option(min=1, metavar="N", help="Examples at most.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also exact_match or rouge_l; may be given again.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="CONFIG", help="Model and data for an adapter folder that is no run.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge the tuned model on the evaluation examples."""
-    extra = {} if config is None else {"config": read_config(config, None)}
+    extra: dict[str, Any] = {} if config is None else {"config": read_config(config, None)}
+    extra |= {"metrics": metric} if metric else {}
     with aside():
         from fedmezo.studies import run as study
 

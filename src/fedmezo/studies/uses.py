@@ -1,5 +1,6 @@
 """What a user does with a run that is there: judge it, check it, take it back, take it away."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,7 +93,12 @@ def rollback(folder: Path | str, *, round: int) -> dict[str, object]:
 
 
 def evaluate(
-    target: Path | str, *, round: int | None = None, examples: int | None = None, config: Config | None = None
+    target: Path | str,
+    *,
+    round: int | None = None,
+    examples: int | None = None,
+    metrics: Sequence[str] = (),
+    config: Config | None = None,
 ) -> dict[str, object]:
     """Returns loss, tokens, examples and metrics of a run's model, an adapter folder or a merged model.
 
@@ -100,6 +106,7 @@ def evaluate(
       target: a run's folder, or one that `export` wrote.
       round: number of complete rounds, for a run.
       examples: evaluate on at most so many.
+      metrics: further metrics, such as exact_match and rouge_l, beside the configured ones.
       config: what data to judge an exported folder on; default: the configuration saved in it.
     """
     target = Path(target)
@@ -113,9 +120,18 @@ def evaluate(
             replay(built.bench.params, journal, upto=upto)
     else:
         built, upto = _with_examples(_from_folder(target, config), examples), None
-    judged = judge(built)
+    judged = judge(_with_metrics(built, metrics))
     result: dict[str, object] = {"target": str(target), "round": upto, **judged.pop("eval")}
     return result | ({"splits": judged} if judged else {})
+
+
+def _with_metrics(built: Built, metrics: Sequence[str]) -> Built:
+    known = ("loss", "accuracy", "rouge_l", "exact_match")
+    unknown = [name for name in metrics if name not in known]
+    if unknown:
+        raise ConfigError(f"--metric: expected one of {', '.join(known)}, got {unknown[0]!r}.")
+    judged = built.config.eval.model_copy(update={"metrics": tuple({*built.config.eval.metrics, *metrics})})
+    return replace(built, config=built.config.model_copy(update={"eval": judged}))
 
 
 def _with_examples(built: Built, examples: int | None) -> Built:
