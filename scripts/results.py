@@ -38,6 +38,14 @@ def demo() -> str:
         + " | ".join(span([100 * e["token_accuracy"] for e in each], ".0f") + " %" for each in both)
         + " |",
     ]
+    written = [
+        [read(f"demo-seed{seed}-written-{when}.json")["exact_match"] for seed in range(3)] for when in ("start", "end")
+    ]
+    rows.append(
+        "| written answers exactly right (80 examples) | "
+        + " | ".join(span([100 * w for w in each], ".0f") + " %" for each in written)
+        + " |"
+    )
     up = runs[0]["bytes"]["up_per_client_round"]
     dense = 4 * runs[0]["dim"]
     rows += [

@@ -21,7 +21,7 @@ from fedmezo.fl.algorithm import Algorithm
 from fedmezo.fl.fedmezo import Settings, State, fedmezo
 from fedmezo.models.adapters import make_adapter
 from fedmezo.models.bench import Lanes, ModelBench
-from fedmezo.models.fetch import RECIPES
+from fedmezo.models.fetch import RECIPES, Say, silent
 from fedmezo.models.load import Loaded, load_model
 from fedmezo.models.read import quiet
 from fedmezo.studies.config import Config
@@ -203,13 +203,15 @@ def _some(examples: Sequence[Example], limit: int, name: str) -> tuple[Example, 
     return tuple(examples[i] for i in sorted(int(k) for k in order[:limit]))
 
 
-def load_base(config: Config) -> Loaded:
-    """Returns the frozen base model of a configuration; sets the number of threads."""
+def load_base(config: Config, *, say: Say = silent) -> Loaded:
+    """Returns the frozen base model of a configuration; sets the number of threads; `say` hears of slow stages."""
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     wanted = config.runtime.device
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    return load_model(config.model.name, revision=config.model.revision, dtype=config.model.dtype, device=device)
+    return load_model(
+        config.model.name, revision=config.model.revision, dtype=config.model.dtype, device=device, say=say
+    )
 
 
 def build_model(config: Config, loaded: Loaded, *, data: FederatedData | None = None) -> Tuned:

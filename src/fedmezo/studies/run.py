@@ -16,7 +16,7 @@ from fedmezo.errors import ConfigError, JournalError
 from fedmezo.runtime.journal import Header, Journal
 from fedmezo.runtime.meter import peak_rss_mb
 from fedmezo.runtime.simulate import START, RoundReport, simulate
-from fedmezo.studies.build import Built, build
+from fedmezo.studies.build import Built, build, load_base
 from fedmezo.studies.config import Config
 from fedmezo.studies.folder import DATA, JOURNAL, base_of, new_folder, opened, writing
 from fedmezo.studies.judge import judge
@@ -80,7 +80,7 @@ def run(config: Config, *, out: Path | str | None = None, watch: Watch | None = 
       ConfigError: the folder holds a run already, or cannot be written.
     """
     folder = new_folder(config, Path(out) if out is not None else None)
-    built = build(config)
+    built = build(config, loaded=load_base(config, say=(watch or NullWatch()).note))
     header = Header(
         config=built.config.model_dump_json(),
         fingerprint=built.loaded.fingerprint,
