@@ -93,3 +93,10 @@ def test_the_example_loop_runs_and_its_adapter_is_written(tmp_path):
     losses = [float(x) for x in re.findall(r"loss (\d+\.\d+)", done.stdout)]
     assert losses[1] < losses[0]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_readmes_tables_are_those_of_the_raw_results():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "results.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
