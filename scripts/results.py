@@ -51,7 +51,7 @@ def demo() -> str:
     rows += [
         "",
         f"{runs[0]['forwards']:,} forward passes over {runs[0]['tokens']:,} tokens; {up:.0f} bytes up per client and round, where the "
-        f"adapter itself has {dense:,} ({dense / up:,.0f} times more). Seed 0, alone on two cores: "
+        f"adapter itself has {dense:,} ({dense / up:,.0f} times more). Seed 0, two cores: "
         f"{runs[0]['seconds'] / 60:.1f} minutes of training.",
     ]
     return "\n".join(rows)

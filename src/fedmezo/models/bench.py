@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
-
-from fedmezo.errors import DataError, ModelError, RunError
+from fedmezo.errors import DataError, ModelError
 from fedmezo.fl.algorithm import Point
 from fedmezo.models.adapters import Adapter
 from fedmezo.models.engine import Engine, Unit
@@ -20,7 +17,7 @@ from fedmezo.models.load import Loaded
 from fedmezo.models.loss import Example, RowScore, Tally, tally
 from fedmezo.models.schedule import Job, fill, passes
 from fedmezo.zo.noise import Law
-from fedmezo.zo.params import Params
+from fedmezo.zo.params import Params, kept
 
 __all__ = ["Evaluation", "ModelBench", "Scores"]
 
@@ -122,7 +119,7 @@ class ModelBench:
         """
         if count > self.capacity:
             raise ModelError(f"Expected at most {self.capacity} private copies, got {count}; please report this bug.")
-        with _kept(self.params) if self.adapter.kind == "full" else nullcontext():
+        with kept(self.params) if self.adapter.kind == "full" else nullcontext():
             yield [self.params if self.adapter.kind == "full" else self.params.clone() for _ in range(count)]
 
     def examples(self, client: int, round: int, step: int) -> int:
@@ -266,33 +263,3 @@ def _total(tallies: Sequence[Tally]) -> Tally:
 
 def _accuracy(total: Tally) -> float | None:
     return total.right / total.choices if total.choices else None
-
-
-@contextmanager
-def _kept(params: Params) -> Iterator[None]:
-    """Lends a scope after which `params` has the bits it had before, kept in a temporary file meanwhile."""
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(tempfile.TemporaryFile())
-            for _, tensor in params:
-                file.write(_bytes(tensor.detach().cpu()))
-            file.flush()
-        except OSError as error:
-            raise RunError(
-                f"Cannot keep the weights in a temporary file ({error.strerror}): {4 * params.dim // 10**6} MB of room "
-                "are needed in the folder for temporary files; set TMPDIR to a larger one."
-            ) from error
-        try:
-            yield
-        finally:
-            file.seek(0)
-            for _, tensor in params:
-                # A CPU tensor's own memory is read into, without a copy.
-                host = tensor.detach().cpu()
-                if file.readinto(_bytes(host)) != 4 * host.numel():
-                    raise RunError("The temporary file that keeps the weights was cut short; start the run again.")
-                tensor.detach().copy_(host)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).numpy()).cast("B")  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """The trainable parameters as one ordered, named vector of float32 masters."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
@@ -10,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmezo.errors import ModelError
+from fedmezo.errors import ModelError, RunError
 from fedmezo.zo.noise import NOISE_VERSION, tensor_id
 
-__all__ = ["Params"]
+__all__ = ["Params", "kept"]
 
 
 @dataclass(frozen=True)
@@ -88,3 +90,37 @@ class Params:
         with torch.no_grad():
             for name, tensor in self:
                 tensor.copy_(other[name])
+
+
+@contextmanager
+def kept(params: Params) -> Iterator[None]:
+    """Lends a scope after which `params` has the bits it had before, kept in a temporary file meanwhile.
+
+    Raises:
+      RunError: the file cannot be written, or was cut short.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            for _, tensor in params:
+                file.write(_bytes(tensor.detach().cpu()))
+            file.flush()
+        except OSError as error:
+            raise RunError(
+                f"Cannot keep the weights in a temporary file ({error.strerror}): {4 * params.dim // 10**6} MB of room "
+                "are needed in the folder for temporary files; set TMPDIR to a larger one."
+            ) from error
+        try:
+            yield
+        finally:
+            file.seek(0)
+            for _, tensor in params:
+                # A CPU tensor's own memory is read into, without a copy.
+                host = tensor.detach().cpu()
+                if file.readinto(_bytes(host)) != 4 * host.numel():
+                    raise RunError("The temporary file that keeps the weights was cut short; start the run again.")
+                tensor.detach().copy_(host)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.view(-1).numpy()).cast("B")  # type: ignore[arg-type]
