@@ -250,8 +250,8 @@ def _fitted(config: Config, window: int) -> tuple[Config, tuple[str, ...]]:
 def resolve(config: Config, *, dim: int) -> Config:
     """Returns the configuration with rate and mu as numbers.
 
-    0.3 / sqrt(d) is a start: SmolLM2 bears three times as much, the tiny model, whose loss is steep, half of it. A 16-bit forward
-    pass needs mu about 1e-2: at 1e-3 the difference of two losses is mostly rounding.
+    0.3 / sqrt(d) is a start: SmolLM2 bears three times as much, the tiny model, whose loss is steep, half of it. A
+    16-bit forward pass needs mu about 1e-2: at 1e-3 the difference of two losses is mostly rounding.
     """
     algorithm = config.algorithm
     rate = algorithm.rate if algorithm.rate is not None else 0.3 / math.sqrt(dim)
