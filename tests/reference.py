@@ -57,3 +57,47 @@ def fedmezo(theta, loss, *, rounds, clients, run_seed, rate, mu, steps, directio
         lowest = min(lowest, scale)
         trajectory.append(theta)
     return trajectory
+
+
+def pool_places(run_seed, round_number, client, steps, chances):
+    """Returns the pool places a client draws: the inverse of the cumulative chances at named uniform numbers."""
+    uniform = [derive_seed("draw", run_seed, round_number, client, k, 0) / 2**64 for k in range(steps)]
+    return np.searchsorted(np.cumsum(chances), uniform, side="right")
+
+
+def pro_chances(history, *, score_clip=1000.0):
+    """Returns FedKSeed-Pro's probabilities from each candidate's list of slopes, as the paper's section on it says."""
+    scores = np.array([np.mean([abs(np.clip(g, -score_clip, score_clip)) for g in seen]) for seen in history])
+    scaled = (scores - scores.min()) / (scores.max() - scores.min() + 1e-10)
+    return np.exp(scaled) / np.exp(scaled).sum()
+
+
+def fedkseed(theta0, loss, *, rounds, clients, run_seed, rate, mu, steps, pool, pro=False):
+    """Returns (the model after every round, the accumulators of slopes, the history of every candidate).
+
+    The model is rebuilt from the accumulators every round: w = w0 - rate * sum_j a_j z(s_j).
+    """
+    shapes = {name: value.shape for name, value in theta0.items()}
+    directions = [z(derive_seed("pool", run_seed, j), shapes) for j in range(pool)]
+    accumulators, history, trajectory = np.zeros(pool), [[0.0] for _ in range(pool)], []
+    model = theta0
+    for round_number in range(rounds):
+        chances = pro_chances(history) if pro else np.full(pool, 1 / pool)
+        gathered, seen = np.zeros(pool), []
+        for client in clients:
+            here = {name: value.copy() for name, value in model.items()}
+            for k, j in enumerate(pool_places(run_seed, round_number, client, steps, chances)):
+                above = loss({n: here[n] + mu * directions[j][n] for n in here}, client, round_number, k)
+                below = loss({n: here[n] - mu * directions[j][n] for n in here}, client, round_number, k)
+                slope = (above - below) / (2 * mu)
+                here = {n: here[n] - rate * slope * directions[j][n] for n in here}
+                gathered[j] += slope / len(clients)
+                seen.append((j, slope))
+        accumulators += gathered
+        for j, slope in seen:
+            history[j].append(slope)
+        model = {
+            n: theta0[n] - rate * sum(a * d[n] for a, d in zip(accumulators, directions, strict=True)) for n in theta0
+        }
+        trajectory.append(model)
+    return trajectory, accumulators, history

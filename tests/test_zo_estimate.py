@@ -12,6 +12,8 @@ from fedmezo.zo.estimate import (
     clip_slope,
     coefficient,
     forward_difference,
+    momentum_powers,
+    momentum_sums,
     robust_scale,
     slope_limit,
     step_coefficients,
@@ -125,22 +127,73 @@ def test_a_slope_too_large_for_float32_is_skipped_not_infinite():
     assert math.isnan(two_point(1e38, -1e38, mu=1e-3))
 
 
+def all_steps(slopes, *, directions=1, **options):
+    """Returns the coefficients of every step of a walk."""
+    ends = range(directions, len(slopes) + 1, directions)
+    return [c for end in ends for c in step_coefficients(slopes[:end], directions=directions, **options)]
+
+
 @given(SLOPES, st.floats(1e-6, 10))
 def test_clipped_coefficients_stay_inside_the_limit(slopes, clip):
-    for value in step_coefficients(slopes, rate=2.0, directions=1, clip=clip, multiple=3.0):
+    for value in all_steps(slopes, rate=2.0, clip=clip, multiple=3.0):
         assert abs(value) <= 2.0 * clip
 
 
 @given(SLOPES)
 def test_an_infinite_clip_is_the_plain_method(slopes):
-    got = step_coefficients(slopes, rate=0.5, directions=2, clip=math.inf, multiple=1.0)
-    assert got == [0.0 if math.isnan(s) else -0.5 * s / 2 for s in slopes]
+    got = all_steps(slopes[: len(slopes) // 2 * 2], rate=0.5, directions=2, clip=math.inf, multiple=1.0)
+    assert got == [0.0 if math.isnan(s) else -0.5 * s / 2 for s in slopes[: len(slopes) // 2 * 2]]
 
 
 @given(SLOPES)
 def test_the_running_limit_uses_only_slopes_seen_so_far(slopes):
-    short = step_coefficients(slopes[:-1], rate=1.0, directions=1, clip=0, multiple=3.0)
-    assert step_coefficients(slopes, rate=1.0, directions=1, clip=0, multiple=3.0)[: len(short)] == short
+    short = all_steps(slopes[:-1], rate=1.0, clip=0, multiple=3.0)
+    assert all_steps(slopes, rate=1.0, clip=0, multiple=3.0)[: len(short)] == short
+
+
+FREE = {"rate": 0.5, "clip": math.inf, "multiple": 1.0}
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=8).filter(any), st.sampled_from([0.25, 8.0]))
+def test_a_normalised_step_has_the_length_of_the_rate_whatever_the_scale_of_the_loss(slopes, scale):
+    n = len(slopes)
+    got = step_coefficients(slopes, directions=n, normalise=True, **FREE)
+    assert math.hypot(*got) == pytest.approx(0.5 / math.sqrt(n), rel=1e-6)
+    scaled = step_coefficients([scale * s for s in slopes], directions=n, normalise=True, **FREE)
+    assert scaled == pytest.approx(got, rel=1e-9)
+
+
+def test_normalising_unit_slopes_changes_nothing_and_skipped_ones_do_not_count():
+    unit = [1.0, -1.0, 1.0, -1.0]
+    assert step_coefficients(unit, directions=4, normalise=True, **FREE) == step_coefficients(
+        unit, directions=4, **FREE
+    )
+    with_skip = step_coefficients([3.0, math.nan, -3.0], directions=3, normalise=True, **FREE)
+    assert with_skip == pytest.approx([-0.5 / 3, 0.0, 0.5 / 3])
+    assert step_coefficients([0.0, 0.0], directions=2, normalise=True, **FREE) == [0.0, 0.0]
+
+
+def test_factors_multiply_each_coefficient():
+    got = step_coefficients([1.0, 2.0], directions=2, factors=(2.0, 0.5), **FREE)
+    assert got == [-0.25 * 2, -0.5 * 0.5]
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=30), st.sampled_from([0.0, 0.3, 0.9]))
+def test_momentum_sums_are_the_heavy_ball(pushes, momentum):
+    velocity, place = [0.0] * len(pushes), [0.0] * len(pushes)
+    for k, push in enumerate(pushes):
+        velocity = [momentum * v for v in velocity]
+        velocity[k] += push
+        place = [p + v for p, v in zip(place, velocity, strict=True)]
+    got = momentum_sums(pushes, directions=1, momentum=momentum)
+    assert got == pytest.approx(place, rel=2**-11 / (1 - momentum), abs=1e-12)
+
+
+def test_no_momentum_is_the_plain_walk():
+    assert momentum_sums([1.0, 2.0, 3.0, 4.0], directions=2, momentum=0.0) == [1.0, 2.0, 3.0, 4.0]
+    assert momentum_powers(0.0) == [1.0]
+    powers = momentum_powers(0.9)
+    assert powers[-1] >= 2**-12 > 0.9 * powers[-1]
 
 
 def test_the_running_limit_is_three_robust_deviations():

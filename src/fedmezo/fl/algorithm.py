@@ -1,20 +1,28 @@
 """What a federated algorithm is, and the messages it speaks."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fedmezo.errors import RunError
+from fedmezo.zo.coding import CODINGS, Coding
 from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params
 from fedmezo.zo.seedsum import DenseDelta, Update
 
-__all__ = ["Algorithm", "Bench", "Point", "Reply", "Task"]
+__all__ = ["Algorithm", "Bench", "Method", "Point", "Reply", "Task"]
 
+Method = Literal["walk", "sgd", "adamw"]
+METHODS: tuple[Method, ...] = ("walk", "sgd", "adamw")
 MAX_SLOPES = 1 << 24
+MAX_ODDS = (1 << 16) - 1  # the largest of `Task.odds`
 
 
 def _require(good: bool, sentence: str) -> None:  # noqa: FBT001
@@ -39,6 +47,14 @@ class Task:
       law: law of z.
       estimator: "two-point", "forward" (factor 1/mu) or "forward-half" (Eq. 2 as printed).
       dense: whether the reply carries the walk written out.
+      pool: number K of candidate seeds directions are drawn from; 0: every direction is fresh.
+      odds: candidate j is drawn with probability odds[j] / sum(odds), each in [1, 65535]; () for all alike.
+      importance: whether a step is multiplied by 1 / (K p_j), so that its mean is that of a uniform draw.
+      coding: number format slopes travel in; the client walks by the rounded ones.
+      normalise: whether the slopes of a step are divided by their deviation.
+      momentum: share of the step before that is repeated, in [0, 1); starts anew with every task.
+      method: "walk" takes forward passes only; "sgd" and "adamw" descend by backpropagation.
+      weight_decay: share of the parameters taken off per unit of rate; backpropagation only.
 
     Raises:
       RunError: a field is out of range.
@@ -56,6 +72,14 @@ class Task:
     law: Law = "gaussian"
     estimator: Estimator = "two-point"
     dense: bool = False
+    pool: int = 0
+    odds: tuple[int, ...] = ()
+    importance: bool = False
+    coding: Coding = "float32"
+    normalise: bool = False
+    momentum: float = 0.0
+    method: Method = "walk"
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -71,6 +95,21 @@ class Task:
         _require(self.law in ("gaussian", "rademacher"), f"Task.law must be gaussian or rademacher, got {self.law!r}.")
         known = ("two-point", "forward", "forward-half")
         _require(self.estimator in known, f"Task.estimator must be one of {known}, got {self.estimator!r}.")
+        self._check_options()
+
+    def _check_options(self) -> None:
+        _require(0 <= self.pool < 2**32, f"Task.pool must be in [0, 2**32), got {self.pool}.")
+        if self.odds:
+            _require(len(self.odds) == self.pool, f"Task.odds must hold {self.pool} numbers, got {len(self.odds)}.")
+            good = min(self.odds) >= 1 and max(self.odds) <= MAX_ODDS
+            _require(good, f"Task.odds must be in [1, {MAX_ODDS}], got {min(self.odds)} to {max(self.odds)}.")
+        _require(self.coding in CODINGS, f"Task.coding must be one of {CODINGS}, got {self.coding!r}.")
+        _require(not self.normalise or self.directions > 1, "Task.normalise needs at least 2 directions per step.")
+        _require(0 <= self.momentum < 1, f"Task.momentum must be in [0, 1), got {self.momentum}.")
+        _require(self.method in METHODS, f"Task.method must be one of {METHODS}, got {self.method!r}.")
+        decay = self.weight_decay
+        _require(math.isfinite(decay) and decay >= 0, f"Task.weight_decay must be finite and >= 0, got {decay}.")
+        _require(not decay or self.method != "walk", "Task.weight_decay is for backpropagation only.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +121,10 @@ class Reply:
       client: the task's client.
       examples: training examples the walk used.
       loss: mean over finite steps of the loss around the walk's points, nats; nan when every step was skipped.
-      slopes: steps * directions raw slopes, float32, before clipping; nan where a loss was not finite (step skipped).
-      delta: the walk written out, for dense transport only.
+      slopes: steps * directions slopes before clipping, rounded to `coding`; nan where a loss was not finite (step
+        skipped). Empty after backpropagation.
+      delta: the walk written out, for dense transport and backpropagation only.
+      coding: number format the slopes travel in.
     """
 
     round: int
@@ -92,6 +133,7 @@ class Reply:
     loss: float
     slopes: tuple[float, ...]
     delta: DenseDelta | None = None
+    coding: Coding = "float32"
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -102,6 +144,7 @@ class Reply:
         _require(
             len(self.slopes) <= MAX_SLOPES, f"Reply.slopes must hold at most 2**24 values, got {len(self.slopes)}."
         )
+        _require(self.coding in CODINGS, f"Reply.coding must be one of {CODINGS}, got {self.coding!r}.")
 
     @property
     def skipped(self) -> int:
@@ -141,6 +184,9 @@ class Bench(Protocol):
     def examples(self, client: int, round: int, step: int) -> int:
         """Returns how many examples the batch of (client, round, step) holds."""
 
+    def gradient(self, point: Point) -> tuple[float, Mapping[str, Tensor]]:
+        """Returns the loss at a point and its gradient by backpropagation, name -> float32 tensor; offset must be 0."""
+
 
 S = TypeVar("S")
 
@@ -155,6 +201,7 @@ class Algorithm(Generic[S]):
       client: (tasks, bench) -> one reply per task; leaves the bench's parameters bit for bit as they were.
       aggregate: (state, replies) -> (next state, what the round adds to the model). Replies come in any order.
       slow_down: (state, factor) -> the state with every later rate multiplied by `factor`; for guards.
+      sums: state -> the model minus its base as coefficients of the K candidate seeds; None when directions are fresh.
     """
 
     init: Callable[[], S]
@@ -162,3 +209,4 @@ class Algorithm(Generic[S]):
     client: Callable[[Sequence[Task], Bench], Sequence[Reply]]
     aggregate: Callable[[S, Sequence[Reply]], tuple[S, Update]]
     slow_down: Callable[[S, float], S]
+    sums: Callable[[S], NDArray[np.float64] | None] = lambda _: None

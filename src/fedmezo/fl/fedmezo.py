@@ -1,22 +1,21 @@
 """FedMeZO (Ling et al., arXiv:2402.05926): local two-point descent on every client, then the mean of the walks."""
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TypeVar
 
-from fedmezo.errors import RunError
 from fedmezo.fl.aggregate import Weighting, uniform_weights
 from fedmezo.fl.algorithm import Algorithm, Reply, Task
+from fedmezo.fl.cohort import Decay, decayed, draw_cohort, in_order
 from fedmezo.fl.walk import take_walks, walk_of
+from fedmezo.zo.coding import Coding
 from fedmezo.zo.estimate import Estimator, robust_scale
-from fedmezo.zo.noise import Law, derive_seed
+from fedmezo.zo.noise import Law
 from fedmezo.zo.seedsum import Update
 
-__all__ = ["Decay", "Settings", "State", "fedmezo"]
+__all__ = ["RateHook", "Settings", "State", "advanced", "ask", "fedmezo"]
 
-Decay = Literal["constant", "linear", "cosine"]
 RateHook = Callable[["State", int], float]
 # The scale of the clip may rise by 2 % a round, to four times its lowest, and fall by 10 %. A diverging run
 # shows slopes ten times larger within a few rounds; a clip that followed them would let it go.
@@ -38,6 +37,9 @@ class Settings:
       law: law of the directions.
       estimator: two-point | forward | forward-half.
       dense: clients send the walk written out instead of its scalars.
+      coding: number format of the slopes on the wire.
+      normalise: divide the slopes of a step by their root mean square; needs `directions` >= 2.
+      momentum: share of the last step that is repeated, in [0, 1).
     """
 
     rate: float
@@ -50,6 +52,9 @@ class Settings:
     law: Law = "gaussian"
     estimator: Estimator = "two-point"
     dense: bool = False
+    coding: Coding = "float32"
+    normalise: bool = False
+    momentum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,37 @@ class State:
     scale: float = 0.0
     lowest: float = 0.0
     slowed: float = 1.0
+
+
+S = TypeVar("S", bound=State)
+
+
+def ask(settings: Settings, state: State, *, seed: int, client: int, rate: float = 1.0) -> Task:
+    """Returns the task of one client in this round; `rate` is a factor on that client's learning rate."""
+    return Task(
+        state.round,
+        client,
+        seed,
+        settings.rate * state.slowed * decayed(settings.decay, state.round, settings.rounds) * rate,
+        settings.mu,
+        settings.steps,
+        settings.directions,
+        clip=_clip(settings, state),
+        multiple=settings.clip if math.isfinite(settings.clip) else 1.0,
+        law=settings.law,
+        estimator=settings.estimator,
+        dense=settings.dense,
+        coding=settings.coding,
+        normalise=settings.normalise,
+        momentum=settings.momentum,
+    )
+
+
+def advanced(state: S, replies: Sequence[Reply]) -> S:
+    """Returns the state after a round with these replies; their slopes set the next clip."""
+    seen = robust_scale([slope for reply in replies for slope in reply.slopes])
+    scale = _follow(state, seen)
+    return replace(state, round=state.round + 1, scale=scale, lowest=min(state.lowest or scale, scale))
 
 
 def fedmezo(
@@ -88,46 +124,20 @@ def fedmezo(
     """
 
     def task(state: State, client: int) -> Task:
-        rate = settings.rate * state.slowed * _decayed(settings, state.round) * client_rate(state, client)
-        return Task(
-            state.round,
-            client,
-            seed,
-            rate,
-            settings.mu,
-            settings.steps,
-            settings.directions,
-            clip=_clip(settings, state),
-            multiple=settings.clip if math.isfinite(settings.clip) else 1.0,
-            law=settings.law,
-            estimator=settings.estimator,
-            dense=settings.dense,
-        )
+        return ask(settings, state, seed=seed, client=client, rate=client_rate(state, client))
 
     def plan(state: State, clients: Sequence[int]) -> list[Task]:
-        drawn = random.Random(derive_seed("cohort", seed, state.round)).sample(sorted(clients), cohort)
-        return [task(state, client) for client in sorted(drawn)]
+        return [task(state, client) for client in draw_cohort(seed, state.round, clients, cohort)]
 
     def aggregate(state: State, replies: Sequence[Reply]) -> tuple[State, Update]:
-        ordered = _checked(state, settings, replies)
-        parts = tuple(reply.delta or walk_of(task(state, reply.client), reply.slopes) for reply in ordered)
-        scale = robust_scale([slope for reply in ordered for slope in reply.slopes])
-        scale = _follow(state, scale)
-        lowest = min(state.lowest or scale, scale)
-        update = Update(parts, tuple(weights(ordered)) if ordered else ())
-        return replace(state, round=state.round + 1, scale=scale, lowest=lowest), update
+        ordered = in_order(replies, state.round, slopes=settings.steps * settings.directions)
+        walks = tuple(reply.delta or walk_of(task(state, reply.client), reply.slopes) for reply in ordered)
+        return advanced(state, ordered), Update(walks, tuple(weights(ordered)) if ordered else ())
 
     def slow_down(state: State, factor: float) -> State:
         return replace(state, slowed=state.slowed * factor)
 
     return Algorithm(State, plan, take_walks, aggregate, slow_down)
-
-
-def _decayed(settings: Settings, round_number: int) -> float:
-    done = min(round_number / settings.rounds, 1.0)
-    if settings.decay == "linear":
-        return 1 - done
-    return (1 + math.cos(math.pi * done)) / 2 if settings.decay == "cosine" else 1.0
 
 
 def _clip(settings: Settings, state: State) -> float:
@@ -140,17 +150,3 @@ def _follow(state: State, seen: float) -> float:
     if state.scale == 0 or seen == 0:
         return state.scale or seen
     return min(max(seen, _FALL * state.scale), _RISE * state.scale, _MOST * state.lowest)
-
-
-def _checked(state: State, settings: Settings, replies: Sequence[Reply]) -> list[Reply]:
-    ordered = sorted(replies, key=lambda reply: reply.client)
-    clients = [reply.client for reply in ordered]
-    if len(set(clients)) < len(clients):
-        raise RunError(f"Round {state.round}: a client replied twice (clients {clients}).")
-    for reply in ordered:
-        if reply.round != state.round or len(reply.slopes) != settings.steps * settings.directions:
-            raise RunError(
-                f"Round {state.round}: client {reply.client} sent {len(reply.slopes)} slopes for round {reply.round}, "
-                f"expected {settings.steps * settings.directions}."
-            )
-    return ordered

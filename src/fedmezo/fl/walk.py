@@ -6,35 +6,37 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from fedmezo.fl.algorithm import Bench, Point, Reply, Task
-from fedmezo.zo.estimate import (
-    clip_slope,
-    coefficient,
-    forward_difference,
-    slope_limit,
-    step_coefficients,
-    two_point,
-)
-from fedmezo.zo.noise import derive_seed, round_coefficient
+from fedmezo.fl.pool import Directions, directions_of
+from fedmezo.zo.coding import coded
+from fedmezo.zo.estimate import forward_difference, momentum_powers, momentum_sums, step_coefficients, two_point
+from fedmezo.zo.noise import round_coefficient
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import step_, walk_delta
 from fedmezo.zo.seedsum import Walk
 
-__all__ = ["direction_seed", "take_walks", "walk_of"]
-
-
-def direction_seed(task: Task, step: int, direction: int) -> int:
-    """Returns the name of a direction, from (run, round, client, step, direction): it need not travel."""
-    return derive_seed("direction", task.seed, task.round, task.client, step, direction)
+__all__ = ["take_walks", "walk_of"]
 
 
 def walk_of(task: Task, slopes: Sequence[float]) -> Walk:
     """Returns the walk that `slopes` stand for: what the client did, rebuilt by anyone who has the task."""
-    pairs = [(step, direction) for step in range(task.steps) for direction in range(task.directions)]
-    coefficients = step_coefficients(
-        slopes, rate=task.rate, directions=task.directions, clip=task.clip, multiple=task.multiple
+    named = directions_of(task)
+    ends = range(task.directions, len(slopes) + 1, task.directions)
+    pushes = [push for end in ends for push in _pushes(task, named, slopes[:end])]
+    total = momentum_sums(pushes, directions=task.directions, momentum=task.momentum)
+    return Walk(named.seeds[: len(total)], tuple(round_coefficient(c) for c in total))
+
+
+def _pushes(task: Task, named: Directions, slopes: Sequence[float]) -> list[float]:
+    """Returns the coefficients of the last step of `slopes`, without momentum."""
+    return step_coefficients(
+        slopes,
+        rate=task.rate,
+        directions=task.directions,
+        clip=task.clip,
+        multiple=task.multiple,
+        normalise=task.normalise,
+        factors=named.factors[len(slopes) - task.directions : len(slopes)],
     )
-    seeds = tuple(direction_seed(task, step, direction) for step, direction in pairs[: len(slopes)])
-    return Walk(seeds, tuple(round_coefficient(c) for c in coefficients))
 
 
 @dataclass
@@ -43,35 +45,39 @@ class _Walker:
 
     task: Task
     params: Params
+    named: Directions
     slopes: list[float] = field(default_factory=list)
+    pushes: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     examples: int = 0
 
     def points(self, step: int) -> list[Point]:
-        """Returns where to look for this step: two points per direction."""
-        task = self.task
-        far = -task.mu if task.estimator == "two-point" else 0.0
-        return [
-            Point(self.params, direction_seed(task, step, n), offset, task.client, task.round, step)
-            for n in range(task.directions)
-            for offset in (task.mu, far)
-        ]
+        """Returns where to look for this step: both sides of each direction, or one side of each and the middle."""
+        task, first = self.task, step * self.task.directions
+        seeds = self.named.seeds[first : first + task.directions]
+        if task.estimator == "two-point":
+            looks = [(seed, offset) for seed in seeds for offset in (task.mu, -task.mu)]
+        else:
+            looks = [*((seed, task.mu) for seed in seeds), (seeds[0], 0.0)]
+        return [Point(self.params, seed, offset, task.client, task.round, step) for seed, offset in looks]
 
-    def move_(self, step: int, losses: Sequence[float], examples: int) -> None:
-        """Takes one step from the losses at `points(step)`; a direction with a loss that is not finite is skipped."""
-        task, before = self.task, len(self.slopes)
-        for above, other in zip(losses[::2], losses[1::2], strict=True):
-            slope = self._slope(above, other)
-            self.slopes.append(slope)
-            if math.isfinite(slope):
-                self.losses.append((above + other) / 2)
-        self.examples += examples if any(map(math.isfinite, self.slopes[before:])) else 0
-        for n in range(task.directions):
-            seen = self.slopes[: before + n + 1]
-            limit = slope_limit(seen, clip=task.clip, multiple=task.multiple)
-            amount = coefficient(clip_slope(seen[-1], limit=limit), rate=task.rate, directions=task.directions)
+    def move_(self, losses: Sequence[float], examples: int) -> None:
+        """Takes one step from the losses at `points`; a direction with a loss that is not finite is skipped."""
+        task = self.task
+        both = task.estimator == "two-point"
+        above, other = (losses[::2], losses[1::2]) if both else (losses[:-1], [losses[-1]] * task.directions)
+        slopes = [coded(self._slope(*pair), task.coding) for pair in zip(above, other, strict=True)]
+        self.slopes += slopes
+        self.pushes += _pushes(task, self.named, self.slopes)
+        self.losses += [(a + b) / 2 for a, b, s in zip(above, other, slopes, strict=True) if math.isfinite(s)]
+        self.examples += examples if any(map(math.isfinite, slopes)) else 0
+        # The velocity is never formed: directions still in reach are named again, with what is left of their push.
+        powers = momentum_powers(task.momentum)
+        latest = len(self.pushes) - task.directions
+        for at in range(max(0, latest - task.directions * (len(powers) - 1)), len(self.pushes)):
+            amount = self.pushes[at] * powers[(latest - at + task.directions - 1) // task.directions]
             if amount:
-                step_(self.params, direction_seed(task, step, n), coefficient=amount, law=task.law)
+                step_(self.params, self.named.seeds[at], coefficient=amount, law=task.law)
 
     def _slope(self, above: float, other: float) -> float:
         if self.task.estimator == "two-point":
@@ -84,7 +90,7 @@ class _Walker:
         task = self.task
         loss = fmean(self.losses) if self.losses else math.nan
         delta = walk_delta(self.params, walk_of(task, self.slopes), law=task.law) if task.dense else None
-        return Reply(task.round, task.client, self.examples, loss, tuple(self.slopes), delta)
+        return Reply(task.round, task.client, self.examples, loss, tuple(self.slopes), delta, task.coding)
 
 
 def take_walks(tasks: Sequence[Task], bench: Bench) -> list[Reply]:
@@ -98,7 +104,7 @@ def take_walks(tasks: Sequence[Task], bench: Bench) -> list[Reply]:
     for begin in range(0, len(tasks), bench.capacity):
         group = tasks[begin : begin + bench.capacity]
         with bench.open(len(group)) as copies:
-            walkers = [_Walker(task, params) for task, params in zip(group, copies, strict=True)]
+            walkers = [_Walker(task, params, directions_of(task)) for task, params in zip(group, copies, strict=True)]
             for step in range(max(task.steps for task in group)):
                 _advance(walkers, step, bench)
             replies += [walker.reply() for walker in walkers]
@@ -111,4 +117,4 @@ def _advance(walkers: Sequence[_Walker], step: int, bench: Bench) -> None:
     losses = iter(bench.losses([point for points in wanted for point in points]))
     for walker, points in zip(going, wanted, strict=True):
         seen = [next(losses) for _ in points]
-        walker.move_(step, seen, bench.examples(walker.task.client, walker.task.round, step))
+        walker.move_(seen, bench.examples(walker.task.client, walker.task.round, step))

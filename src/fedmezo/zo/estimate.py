@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from statistics import median
 from typing import Literal
 
@@ -12,6 +13,8 @@ __all__ = [
     "clip_slope",
     "coefficient",
     "forward_difference",
+    "momentum_powers",
+    "momentum_sums",
     "robust_scale",
     "slope_limit",
     "step_coefficients",
@@ -92,14 +95,67 @@ def slope_limit(slopes: Sequence[float], *, clip: float, multiple: float) -> flo
 
 
 def step_coefficients(
-    slopes: Sequence[float], *, rate: float, directions: int, clip: float, multiple: float
+    slopes: Sequence[float],
+    *,
+    rate: float,
+    directions: int,
+    clip: float,
+    multiple: float,
+    normalise: bool = False,
+    factors: Sequence[float] = (),
 ) -> list[float]:
-    """Returns the coefficient of every direction of a walk, from its slopes alone.
+    """Returns the coefficients of a walk's last step: one for each of its `directions` directions.
 
-    Client and server both compute it, so only slopes travel. Arguments as in `coefficient` and `slope_limit`.
+    Client and server both compute them, so only slopes travel.
+
+    Args:
+      slopes: the walk's slopes up to and including this step, nan where skipped.
+      rate: learning rate.
+      directions: directions per step, n.
+      clip: as in `slope_limit`.
+      multiple: as in `slope_limit`.
+      normalise: divide the step's slopes by their root mean square, so that the coefficients' norm is rate / sqrt(n)
+        whatever the scale of the loss. FZOO divides by the losses' deviation about their mean, which is the same for
+        large n and may vanish for small n.
+      factors: what multiplies each of the step's coefficients, 1 / (K p_j) for importance weights; () for 1.
     """
-    result: list[float] = []
-    for end in range(1, len(slopes) + 1):
-        limit = slope_limit(slopes[:end], clip=clip, multiple=multiple)
-        result.append(coefficient(clip_slope(slopes[end - 1], limit=limit), rate=rate, directions=directions))
-    return result
+    begin = len(slopes) - directions
+    clipped = [
+        clip_slope(slopes[at], limit=slope_limit(slopes[: at + 1], clip=clip, multiple=multiple))
+        for at in range(begin, len(slopes))
+    ]
+    unit = _root_mean_square(clipped) if normalise else 1.0
+    amounts = [coefficient(slope, rate=rate, directions=directions) / unit if unit else 0.0 for slope in clipped]
+    return [amount * factor for amount, factor in zip(amounts, factors, strict=True)] if factors else amounts
+
+
+def _root_mean_square(slopes: Sequence[float]) -> float:
+    """Returns the root mean square of the finite slopes; 0 if there are none."""
+    finite = [slope for slope in slopes if math.isfinite(slope)]
+    return math.sqrt(math.fsum(slope * slope for slope in finite) / len(finite)) if finite else 0.0
+
+
+def momentum_sums(coefficients: Sequence[float], *, directions: int, momentum: float) -> list[float]:
+    """Returns how far a walk with momentum has gone along each direction.
+
+    The heavy ball m <- momentum * m + c z, theta <- theta + m moves along a direction by c (1 + momentum +
+    momentum^2 + ...), one term for its own step and each later one. Terms below 2^-12 of the first are left out, here
+    and in the walk itself: coefficients have 11 bits.
+
+    Args:
+      coefficients: what each direction adds to the velocity, in step order.
+      directions: directions per step.
+      momentum: in [0, 1); 0 returns the coefficients unchanged.
+    """
+    steps = len(coefficients) // directions
+    sums = list(accumulate(momentum_powers(momentum)))
+    return [c * sums[min(steps - at // directions, len(sums)) - 1] for at, c in enumerate(coefficients)]
+
+
+def momentum_powers(momentum: float) -> list[float]:
+    """Returns 1, momentum, momentum^2, ... down to 2^-12: what is left of a push, by its age in steps."""
+    powers = [1.0]
+    # Products, not powers of the C library: every machine must get the same bits.
+    while powers[-1] * momentum >= 2**-12:
+        powers.append(powers[-1] * momentum)
+    return powers

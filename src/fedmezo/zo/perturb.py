@@ -17,9 +17,9 @@ from fedmezo.errors import NoiseError
 from fedmezo.zo.kernels import torch_ops
 from fedmezo.zo.noise import Law, round_coefficient, table, tensor_id
 from fedmezo.zo.params import Params
-from fedmezo.zo.seedsum import DenseDelta, Update, Walk
+from fedmezo.zo.seedsum import DenseDelta, SeedSum, Update, Walk
 
-__all__ = ["apply_", "check_backend", "lane_", "lanes_", "step_", "walk_delta"]
+__all__ = ["add_sum_", "apply_", "check_backend", "lane_", "lanes_", "step_", "walk_delta"]
 
 
 @cache
@@ -123,6 +123,24 @@ def apply_(params: Params, update: Update, *, law: Law) -> None:
                 )
             else:
                 _add_dense_(flat, name, update, law)
+
+
+def add_sum_(params: Params, total: SeedSum, *, law: Law) -> None:
+    """Adds a sum of named directions to `params` in place.
+
+    Coefficients are float32 and used whole: c z has at most 37 significant bits, exact in float64, in which the terms
+    are added in seed order; the sum rounds to float32 once and the model once.
+
+    Raises:
+      ValueError: a coefficient is not a float32 number.
+    """
+    if any(c != float(np.float32(c)) for c in total.coefficients):
+        raise ValueError("Coefficients of a sum must be float32 numbers; round them first.")
+    with torch.no_grad():
+        for name, tensor in params:
+            key = {"tensor": tensor_id(name), "weights": [1.0], "law": law}
+            terms = {"seeds": [list(total.seeds)], "coefficients": [list(total.coefficients)]}
+            _backend(tensor).walks_(tensor.detach().view(-1), **terms, **key)
 
 
 def _add_dense_(flat: Tensor, name: str, update: Update, law: Law) -> None:
