@@ -23,9 +23,11 @@ from toys import quadratic_bench, quadratic_params
 from fedmezo.errors import JournalError, RunError
 from fedmezo.fl.algorithm import Reply, Task
 from fedmezo.fl.fedmezo import Settings, fedmezo
+from fedmezo.runtime import binary
 from fedmezo.runtime.journal import Entry, Header, Journal, Round, replay, update_of
 from fedmezo.runtime.ledger import TABLES
 from fedmezo.runtime.simulate import simulate
+from fedmezo.zo.coding import CODINGS, coded
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import apply_
 from fedmezo.zo.seedsum import DenseDelta
@@ -184,18 +186,138 @@ def test_dense_walks_are_kept_as_slopes_and_gradients_as_they_are(tmp_path):
     delta = DenseDelta({name: torch.ones_like(tensor) / 3 for name, tensor in params})
     walked, trained = a_round(0, dense=True), a_round(1, dense=True)
     walked = replace(walked, entries=tuple(replace(e, reply=replace(e.reply, delta=delta)) for e in walked.entries))
-    trained = replace(
-        trained, entries=tuple(replace(e, reply=replace(e.reply, slopes=(), delta=delta)) for e in trained.entries)
-    )
+    entries = [
+        replace(e, task=replace(e.task, method=method), reply=replace(e.reply, slopes=(), delta=delta))
+        for e, method in zip(trained.entries, ("sgd", "adamw"), strict=True)
+    ]
+    trained = replace(trained, entries=tuple(entries))
     with Journal.create(tmp_path / "journal.sqlite", HEADER) as journal:
         journal.append(walked)
         journal.append(trained)
         assert all(entry.reply.delta is None for entry in journal.round(0).entries)
+        assert all(entry.reply.delta is not None for entry in journal.round(1).entries)
         kept = quadratic_params()
         replay(kept, journal)
     for done in (a_round(0), trained):
         apply_(params, update_of(done), law="gaussian")
     assert kept.digest() == params.digest()
+
+
+def test_backpropagation_without_its_parameters_is_not_replayed():
+    done = a_round(1)
+    lacking = [replace(e, task=replace(e.task, method="sgd"), reply=replace(e.reply, slopes=())) for e in done.entries]
+    with pytest.raises(RunError, match=r"Round 1: client 0 sent no parameters; a reply to sgd has to"):
+        update_of(replace(done, entries=tuple(lacking)))
+
+
+def a_pooled_round(number, *, clients=(0, 4), steps=3, coding="float32", pool=8):
+    """A round of FedKSeed-Pro, whose odds are as good as random after a few rounds."""
+    draw = random.Random(number)
+    odds = tuple(draw.randrange(24_000, 65_536) for _ in range(pool))
+    entries = []
+    for client in clients:
+        task = Task(
+            number, client, 7, 0.01, 1e-3, steps, clip=2.5, pool=pool, odds=odds, importance=True, coding=coding
+        )
+        slopes = tuple(coded(draw.randrange(1 << 20) / 2**18, coding) for _ in range(steps))
+        reply = Reply(number, client, steps, draw.random(), slopes, coding=coding)
+        entries.append(Entry(task, reply, 1 / len(clients), 8_288, 836))
+    return replace(a_round(number), entries=tuple(entries))
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_round_of_a_pool_is_read_back(tmp_path, coding):
+    truth = [a_pooled_round(0, coding=coding), a_round(1), a_pooled_round(2, clients=(1, 3, 9), coding=coding)]
+    path = tmp_path / "journal.sqlite"
+    with Journal.create(path, HEADER) as journal:
+        for done in truth:
+            journal.append(done)
+    with Journal.open(path, readonly=True) as journal:
+        assert repr(list(journal.rounds())) == repr(truth)
+        first, second = (entry.task.odds for entry in journal.round(0).entries)
+        assert first is second
+
+
+def test_the_odds_of_a_round_are_stored_once(tmp_path):
+    with Journal.create(tmp_path / "journal.sqlite", HEADER) as journal:
+        journal.append(a_pooled_round(0, clients=range(5), pool=100))
+        sizes = [size for (size,) in journal._ledger.query("SELECT length(task) FROM replies ORDER BY place")]
+    assert sizes == [96 + 2 * 100, 96, 96, 96, 96]
+
+
+def test_a_round_with_several_odds_is_refused():
+    done = a_pooled_round(3)
+    for odds in ((), done.entries[0].task.odds[::-1]):
+        for place in (0, 1):
+            entries = list(done.entries)
+            entries[place] = replace(entries[place], task=replace(entries[place].task, odds=odds))
+            with pytest.raises(RunError, match="Round 3: all tasks of a round must have the same odds"):
+                replace(done, entries=tuple(entries))
+
+
+@pytest.mark.parametrize(
+    ("steps", "coding", "megabytes"),
+    [(30, "float32", 0.85), (100, "float32", 1), (200, "float16", 1), (200, "float32", 1.25)],
+)
+def test_a_journal_of_fedkseed_pro_stays_small(tmp_path, steps, coding, megabytes):
+    path = tmp_path / "journal.sqlite"
+    with Journal.create(path, HEADER) as journal:
+        for number in range(60):
+            journal.append(a_pooled_round(number, clients=range(10), steps=steps, coding=coding, pool=4096))
+    with Journal.open(path, readonly=True) as journal:
+        assert journal.last == 60
+        assert repr(journal.round(59)) == repr(
+            a_pooled_round(59, clients=range(10), steps=steps, coding=coding, pool=4096)
+        )
+    assert path.stat().st_size < megabytes * 1e6
+
+
+def test_a_row_that_sqlite_cannot_hold_is_refused_in_one_sentence(tmp_path):
+    done = a_round(1, clients=(0,))
+    delta = DenseDelta({"a": torch.zeros(5_000)})
+    entry = replace(done.entries[0], task=replace(done.entries[0].task, method="sgd"))
+    large = replace(done, entries=(replace(entry, reply=replace(entry.reply, slopes=(), delta=delta)),))
+    with Journal.create(tmp_path / "journal.sqlite", HEADER) as journal:
+        journal.append(a_round(0))
+        before = journal._ledger._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 20_000)
+        assert before == 10**9
+        sentence = (
+            r"journal.sqlite cannot hold a row of 21,\d\d\d bytes in its table replies, SQLite takes .* 20,000; not"
+        )
+        with pytest.raises(JournalError, match=sentence):
+            journal.append(large)
+        assert journal.last == 1
+        journal.verify_chain()
+        journal._ledger._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 22_000)
+        journal.append(large)
+        assert journal.last == 2
+
+
+def test_the_limit_of_a_row_is_checked_before_sqlite_meets_it(tmp_path):
+    with Journal.create(tmp_path / "journal.sqlite", HEADER) as journal:
+        journal._ledger._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 20_000)
+        for size in range(18_000, 20_100, 100):
+            try:
+                journal.add_event(0, "note", "x" * size)
+            except JournalError as error:
+                assert "cannot hold a row" in str(error)
+                assert size > 18_900
+            else:
+                assert size < 19_000
+        journal.verify_chain()
+
+
+def test_a_journal_of_another_wire_format_names_the_package_that_wrote_it(tmp_path, monkeypatch):
+    path = tmp_path / "journal.sqlite"
+    with monkeypatch.context() as old:
+        old.setattr(binary, "WIRE_VERSION", 1)
+        with Journal.create(path, HEADER) as journal:
+            journal.append(a_round(0))
+    sentence = r"journal.sqlite, written by fedmezo 0\.1\.0: round 0 cannot be read \(.*wire format 1, expected 2"
+    with Journal.open(path, readonly=True) as journal:
+        journal.verify_chain()
+        with pytest.raises(JournalError, match=sentence):
+            journal.round(0)
 
 
 def test_replay_into_other_parameters_is_refused(tmp_path):

@@ -17,6 +17,7 @@ from fedmezo.errors import RunError
 from fedmezo.fl.fedmezo import Settings, fedmezo
 from fedmezo.runtime.guard import Guard
 from fedmezo.runtime.journal import Header, Journal, replay
+from fedmezo.runtime.pull import Downlink
 from fedmezo.runtime.simulate import START, simulate
 
 SETTINGS = Settings(rate=0.01, mu=1e-2, steps=6, clip=3.0)
@@ -83,7 +84,9 @@ def test_bytes_up_are_four_per_step_and_a_header(tmp_path, steps):
 
 
 def test_a_client_is_sent_what_the_model_gained_since_it_last_walked(tmp_path):
-    _, reports = go(tmp_path / "a", rounds=12, clients=6, cohort=2)
+    # The toy model is smaller than a few walks; only told to pull pairs does a client do so.
+    every_pair = Downlink(quadratic_params().dim, "pairs")
+    _, reports = go(tmp_path / "a", rounds=12, clients=6, cohort=2, downlink=every_pair)
     known: dict[int, int] = {}
     for report in reports:
         for client, numbers in report.clients.items():

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from fedmezo.errors import FedMeZOError
 
 if TYPE_CHECKING:
+    from fedmezo.fl.fedavg import fedavg
+    from fedmezo.fl.fedkseed import Pool, fedkseed
     from fedmezo.fl.fedmezo import Settings, fedmezo
     from fedmezo.models.load import fetch, load_model
     from fedmezo.runtime.journal import Journal
-    from fedmezo.runtime.simulate import RoundReport, simulate
+    from fedmezo.runtime.progress import RoundReport
+    from fedmezo.runtime.simulate import simulate
     from fedmezo.studies.build import build
     from fedmezo.studies.config import Config, load_config
     from fedmezo.studies.plan import plan
@@ -30,12 +33,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "Config": "fedmezo.studies.config",
     "Journal": "fedmezo.runtime.journal",
-    "RoundReport": "fedmezo.runtime.simulate",
+    "Pool": "fedmezo.fl.fedkseed",
+    "RoundReport": "fedmezo.runtime.progress",
     "Settings": "fedmezo.fl.fedmezo",
     "Summary": "fedmezo.studies.run",
     "build": "fedmezo.studies.build",
     "evaluate": "fedmezo.studies.uses",
     "export": "fedmezo.studies.uses",
+    "fedavg": "fedmezo.fl.fedavg",
+    "fedkseed": "fedmezo.fl.fedkseed",
     "fedmezo": "fedmezo.fl.fedmezo",
     "fetch": "fedmezo.models.load",
     "load_config": "fedmezo.studies.config",
@@ -52,6 +58,7 @@ __all__ = [
     "Config",
     "FedMeZOError",
     "Journal",
+    "Pool",
     "RoundReport",
     "Settings",
     "Summary",
@@ -59,6 +66,8 @@ __all__ = [
     "build",
     "evaluate",
     "export",
+    "fedavg",
+    "fedkseed",
     "fedmezo",
     "fetch",
     "load_config",

@@ -4,8 +4,9 @@
         replay(params, journal, upto=10)
 
 A round is one transaction, on the disk before `append` returns: a process killed at any instant leaves whole rounds
-only. Directions are not stored, only slopes, so a round of 3 clients with 30 steps takes about 1.5 kB. The records form
-a hash chain (see `ledger.py`), and a record is checked against it whenever it is read.
+only. Directions are not stored, only slopes, so a round of 3 clients with 30 steps takes about 1.5 kB; the odds of a
+pool, 2 bytes per seed, are stored once per round. What backpropagation trained is stored whole. The records form a hash
+chain (see `ledger.py`), and a record is checked against it whenever it is read.
 
 People may query the file: tables run, rounds, replies, evaluations and events have plain columns; nan is NULL.
 """
@@ -23,11 +24,11 @@ from fedmezo.runtime.records import (
     Entry,
     Header,
     Round,
-    entry_of,
+    entries_of,
     event_row,
     metric_rows,
     real,
-    reply_row,
+    reply_rows,
     update_of,
 )
 from fedmezo.zo.params import Params
@@ -109,7 +110,7 @@ class Journal:
             done.round,
             {
                 "rounds": [(done.round, *map(float, numbers), done.forwards, done.tokens, done.digest)],
-                "replies": [reply_row(entry) for entry in done.entries],
+                "replies": reply_rows(done),
                 "evaluations": [row for item in done.evaluations.items() for row in metric_rows(done.round, *item)],
                 "events": [event_row(done.round, kind, detail) for kind, detail in done.events],
             },
@@ -130,9 +131,12 @@ class Journal:
             events = self._ledger.query("SELECT kind, detail FROM events WHERE round = ? ORDER BY link, place", number)
         numbers: list[Any] = list(rows["rounds"][0])
         try:
-            entries = tuple(map(entry_of, rows["replies"]))
+            entries = entries_of(rows["replies"])
         except WireError as error:
-            raise JournalError(f"{self.path}: round {number} cannot be read ({error}).") from error
+            by = self.header.package
+            raise JournalError(
+                f"{self.path}, written by fedmezo {by}: round {number} cannot be read ({error})."
+            ) from error
         return Round(
             number,
             entries,

@@ -23,6 +23,7 @@ Row = Sequence[Value]
 Rows = Mapping[str, Sequence[Row]]
 
 
+_ROOM = 1024  # bytes of a row, at most, that are neither text nor blob
 _NEXT = "SELECT COALESCE(MAX(link) + 1, 0) FROM links"
 
 
@@ -100,11 +101,21 @@ class Ledger:
         link = self._db.execute(_NEXT).fetchone()[0]
         for table, listed in rows.items():
             for place, row in enumerate(listed):
+                self._fits(table, row)
                 marks = ", ".join("?" * (len(row) + 2))
                 self._db.execute(f"INSERT INTO {table} VALUES ({marks})", (link, place, *row))
         # Read back before hashing: SQLite may keep another form of a number than it was given.
         digest = _digest(self._before(link), (link, round_number), self._rows(link))
         self._db.execute("INSERT INTO links VALUES (?, ?, ?)", (link, round_number, digest))
+
+    def _fits(self, table: str, row: Row) -> None:
+        size = sum(len(value) for value in row if isinstance(value, bytes | str)) + _ROOM
+        most = self._db.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+        if size > most:
+            raise JournalError(
+                f"{self.path} cannot hold a row of {size:,} bytes in its table {table}, SQLite takes at most {most:,}; "
+                "nothing of this record was written. Train fewer parameters, or with an algorithm that sends scalars."
+            )
 
     def length(self) -> int:
         """Returns the number of records."""

@@ -1,7 +1,7 @@
 """What a journal records, as frozen values, and the rows they are stored in."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from fedmezo.fl.algorithm import Reply, Task
 from fedmezo.fl.walk import walk_of
 from fedmezo.runtime.ledger import Row, Value
 from fedmezo.runtime.wire import decode_reply, decode_task, encode_reply, encode_task
-from fedmezo.zo.seedsum import Update
+from fedmezo.zo.seedsum import DenseDelta, Update, Walk
 
 __all__ = ["SLOW", "Entry", "Header", "Round", "update_of"]
 
@@ -71,7 +71,7 @@ class Round:
       events: (kind, detail) of guards and monitors.
 
     Raises:
-      RunError: a task or reply is not of this round and client, or a client is there twice.
+      RunError: a task or reply is not of this round and client, a client is there twice, or odds differ.
     """
 
     round: int
@@ -95,34 +95,55 @@ class Round:
                 raise RunError(f"Round {self.round}: the task or reply of client {task.client} is not of this round.")
         if sorted(set(clients)) != clients:
             raise RunError(f"Round {self.round}: entries must be in client order, one per client; got {clients}.")
+        odds = self.entries[0].task.odds if self.entries else ()
+        if not all(entry.task.odds is odds or entry.task.odds == odds for entry in self.entries):
+            raise RunError(f"Round {self.round}: all tasks of a round must have the same odds.")
 
 
 def update_of(done: Round) -> Update:
-    """Returns what a round added to the model: its weighted walks, or deltas where there are no slopes."""
-    parts = tuple(
-        entry.reply.delta
-        if entry.reply.delta is not None and not entry.reply.slopes
-        else walk_of(entry.task, entry.reply.slopes)
-        for entry in done.entries
-    )
-    return Update(parts, tuple(entry.weight for entry in done.entries))
-
-
-def reply_row(entry: Entry) -> Row:
-    """Returns the row of table `replies` for one client's share of a round."""
-    task, reply = entry.task, entry.reply
-    # A delta that its slopes can rebuild is not kept. Backpropagation has no slopes, so its deltas are.
-    kept = replace(reply, delta=None) if reply.slopes else reply
-    numbers = (task.round, task.client, float(entry.weight), task.rate, float(reply.loss), reply.examples)
-    return (*numbers, reply.skipped, entry.bytes_down, entry.bytes_up, encode_task(task), encode_reply(kept))
-
-
-def entry_of(row: Row) -> Entry:
-    """Returns what `reply_row` was given.
+    """Returns what a round added to the model: its weighted walks, or deltas where backpropagation made them.
 
     Raises:
-      WireError: the task or the reply is not a valid message.
+      RunError: a reply of backpropagation has no delta.
     """
+    return Update(tuple(map(_part, done.entries)), tuple(entry.weight for entry in done.entries))
+
+
+def _part(entry: Entry) -> Walk | DenseDelta:
+    task, reply = entry.task, entry.reply
+    if task.method == "walk":
+        return walk_of(task, reply.slopes)
+    if reply.delta is None:
+        raise RunError(f"Round {task.round}: client {task.client} sent no parameters; a reply to {task.method} has to.")
+    return reply.delta
+
+
+def reply_rows(done: Round) -> list[Row]:
+    """Returns the rows of table `replies` for a round; the task of the first row keeps the odds of all."""
+    return [_row(entry, odds=not place) for place, entry in enumerate(done.entries)]
+
+
+def _row(entry: Entry, *, odds: bool) -> Row:
+    task, reply = entry.task, entry.reply
+    # Slopes can rebuild a walk written out, so it is not kept. Backpropagation has no slopes, so its deltas are.
+    kept = replace(reply, delta=None) if task.method == "walk" else reply
+    short = task if odds else replace(task, odds=())
+    numbers = (task.round, task.client, float(entry.weight), task.rate, float(reply.loss), reply.examples)
+    return (*numbers, reply.skipped, entry.bytes_down, entry.bytes_up, encode_task(short), encode_reply(kept))
+
+
+def entries_of(rows: Sequence[Row]) -> tuple[Entry, ...]:
+    """Returns the entries of the round that `reply_rows` was given; all their tasks hold the same odds object.
+
+    Raises:
+      WireError: a task or a reply is not a valid message.
+    """
+    entries = [_entry(row) for row in rows]
+    odds = entries[0].task.odds if entries else ()
+    return tuple(replace(e, task=replace(e.task, odds=odds)) if odds else e for e in entries)
+
+
+def _entry(row: Row) -> Entry:
     values: list[Any] = list(row)
     weight, bytes_down, bytes_up, task, reply = values[2], *values[7:]
     return Entry(decode_task(task)[0], decode_reply(reply), weight, bytes_down, bytes_up)

@@ -8,19 +8,24 @@ stop, or be stopped, at any point and go on later with the same bits.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeGuard, TypeVar
 
 import torch
 
 from fedmezo.errors import RunError
-from fedmezo.fl.algorithm import Algorithm, Bench, Task
+from fedmezo.fl.algorithm import Algorithm, Bench, Reply, Task
 from fedmezo.runtime.guard import Guard, OnSurge
 from fedmezo.runtime.journal import SLOW, Entry, Journal, Round, replay
 from fedmezo.runtime.meter import Stopwatch
-from fedmezo.runtime.wire import News, decode_reply, decode_task, encode_reply, encode_task
+from fedmezo.runtime.progress import RoundReport, report_of
+from fedmezo.runtime.pull import Downlink, Offer, catch_up_
+from fedmezo.runtime.wire import Sums, decode_reply, decode_task, encode_reply, encode_task
+from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import apply_
 
@@ -40,43 +45,6 @@ class MeteredBench(Bench, Protocol):
     tokens: int
 
 
-@dataclass(frozen=True)
-class RoundReport:
-    """What one round did, for people and plots.
-
-    Attributes:
-      round: its number, from 0.
-      rounds: how many the run will have.
-      loss: mean training loss over the cohort, nats.
-      rate: mean learning rate over the cohort.
-      clip: limit on |slope| in force; inf for none, 0 in the first round (each walk limits itself).
-      bytes_up: wire bytes sent by the cohort.
-      bytes_down: wire bytes sent to the cohort.
-      seconds: wall clock, without evaluation.
-      forwards: forward passes of the walks, one per point.
-      tokens: tokens those passes read.
-      skipped: slopes skipped because a loss was not finite.
-      evaluations: split -> metrics, when this round was evaluated.
-      events: (kind, detail) of guards and monitors.
-      clients: client -> its loss, rate and bytes.
-    """
-
-    round: int
-    rounds: int
-    loss: float
-    rate: float
-    clip: float
-    bytes_up: int
-    bytes_down: int
-    seconds: float
-    forwards: int
-    tokens: int
-    skipped: int
-    evaluations: Mapping[str, Mapping[str, float]]
-    events: tuple[tuple[str, str], ...]
-    clients: Mapping[int, Mapping[str, float]]
-
-
 @dataclass
 class Simulation(Generic[S]):
     """A run in progress: explicit state in one place, rebuilt from the journal at the start.
@@ -90,6 +58,9 @@ class Simulation(Generic[S]):
       evaluate: returns split -> metrics of the current model.
       every: evaluate every so many rounds, and after the last.
       on_surge: what the guard does.
+      downlink: how clients get the model; None for the cheapest way at 10 Mbit/s.
+      budget: the run also ends after the first round at which one of these is spent: rounds, forwards, tokens, seconds,
+        bytes.
     """
 
     algorithm: Algorithm[S]
@@ -100,15 +71,18 @@ class Simulation(Generic[S]):
     evaluate: Evaluate
     every: int = 5
     on_surge: OnSurge = "halve"
+    downlink: Downlink | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
     state: S = field(init=False)
     guard: Guard = field(init=False, default_factory=Guard)
+    _down: Downlink = field(init=False)
+    _spent: Counter[str] = field(init=False)
     _start: Params | None = field(init=False, default=None)
-    _news: list[News] = field(init=False, default_factory=list)
-    _seen: dict[int, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Brings parameters, state and guard to where the journal ends."""
-        if self.on_surge == "rollback":
+        rounded = self.downlink is not None and self.downlink.coding != "float32"
+        if self.on_surge == "rollback" or rounded:
             self._start = self.bench.params.clone()
         self._restore_()
         unfinished = self.journal.last > 0 and _SURGE in dict(self.journal.round(self.journal.last - 1).events)
@@ -117,7 +91,8 @@ class Simulation(Generic[S]):
 
     def _restore_(self) -> None:
         replay(self.bench.params, self.journal)
-        self.state, self.guard, self._news, self._seen = self.algorithm.init(), Guard(), [], {}
+        self.state, self.guard, self._spent = self.algorithm.init(), Guard(), Counter()
+        self._down = self.downlink.afresh() if self.downlink is not None else Downlink(self.bench.params.dim)
         for done in self.journal.rounds():
             replies = [entry.reply for entry in done.entries]
             self.state, _ = self.algorithm.aggregate(self.state, replies)
@@ -126,12 +101,12 @@ class Simulation(Generic[S]):
         self.state = self.algorithm.slow_down(self.state, self.journal.slowed())
 
     def _remember(self, done: Round) -> None:
-        if done.entries and not done.entries[0].task.dense:
-            slopes = tuple(entry.reply.slopes for entry in done.entries)
-            tasks, weights = tuple(e.task for e in done.entries), tuple(e.weight for e in done.entries)
-            self._news.append(News(tasks, slopes, weights))
-        for entry in done.entries:
-            self._seen[entry.task.client] = done.round  # it walked from the model with so many rounds behind it
+        self._down.remember(done)
+        self._spent.update(_spent(done))
+
+    @property
+    def _exhausted(self) -> bool:
+        return any(self._spent[name] >= amount for name, amount in self.budget.items())
 
     def run(self) -> Iterator[RoundReport]:
         """Yields one report per round still to do; the untrained model is evaluated first, once per run."""
@@ -139,7 +114,7 @@ class Simulation(Generic[S]):
             known = {split for number, split, _ in self.journal.evaluations() if number == START}
             for split, metrics in self.evaluate().items() if not known else ():
                 self.journal.record_evaluation(START, split, metrics)
-        while self.journal.last < self.rounds:
+        while self.journal.last < self.rounds and not self._exhausted:
             yield self._round()
 
     def _round(self) -> RoundReport:
@@ -147,8 +122,6 @@ class Simulation(Generic[S]):
         forwards, tokens = self.bench.forwards, self.bench.tokens
         entries = self._exchange(number)
         spent = (watch.lap(), self.bench.forwards - forwards, self.bench.tokens - tokens)
-        due = number + 1 == self.rounds or (number + 1) % self.every == 0
-        evaluations = self.evaluate() if due else {}
         finite = [entry.reply.loss for entry in entries if math.isfinite(entry.reply.loss)]
         loss = fmean(finite) if finite else math.nan
         self.guard, surged = self.guard.observe(number, loss)
@@ -161,41 +134,62 @@ class Simulation(Generic[S]):
             seconds=spent[0],
             forwards=spent[1],
             tokens=spent[2],
-            digest=self.bench.params.digest() if due else None,
-            evaluations=evaluations,
             events=tuple(self._events(loss, entries, surged=surged)),
         )
-        self.journal.append(done)
         self._remember(done)
+        if number + 1 == self.rounds or (number + 1) % self.every == 0 or self._exhausted:
+            done = replace(done, evaluations=self.evaluate(), digest=self.bench.params.digest())
+        self.journal.append(done)
         if surged and self.on_surge == "rollback":
             self._roll_back_()
         elif surged and self.on_surge == "halve":
             self.state = self.algorithm.slow_down(self.state, 0.5)
-        return _report(done, self.rounds)
+        return report_of(done, self.rounds)
 
     def _exchange(self, number: int) -> list[Entry]:
         """Sends the tasks, takes the replies, moves the model; every message passes through its bytes."""
         before = _checksum(self.bench.params)
         tasks = self.algorithm.plan(self.state, self.clients)
-        sent = [encode_task(task, self._catch_up(task)) for task in tasks]
-        answers = self.algorithm.client([decode_task(data)[0] for data in sent], self.bench)
+        offers = [self._down.offer(task, self.algorithm.sums(self.state)) for task in tasks]
+        sent = [encode_task(task, offer.content) for task, offer in zip(tasks, offers, strict=True)]
+        answers = self._answers([decode_task(data)[0] for data in sent], offers)
         if _checksum(self.bench.params) != before:
             raise RunError(f"Round {number}: the clients changed the shared model; this is a bug, please report it.")
         received = [encode_reply(reply) for reply in answers]
         replies = [decode_reply(data) for data in received]
-        dense = 4 * self.bench.params.dim if tasks[0].dense else 0
+        dense = [4 * self.bench.params.dim if offer.kind == "dense" else 0 for offer in offers]
         self.state, update = self.algorithm.aggregate(self.state, replies)
         apply_(self.bench.params, update, law=tasks[0].law)
         weights = dict(zip(sorted(reply.client for reply in replies), update.weights, strict=True))
         by_client = {reply.client: (reply, len(data)) for reply, data in zip(replies, received, strict=True)}
         return [
-            Entry(task, by_client[task.client][0], weights[task.client], len(data) + dense, by_client[task.client][1])
-            for task, data in zip(tasks, sent, strict=True)
+            Entry(task, by_client[task.client][0], weights[task.client], len(data) + whole, by_client[task.client][1])
+            for task, data, whole in zip(tasks, sent, dense, strict=True)
         ]
 
-    def _catch_up(self, task: Task) -> list[News]:
-        """Returns what the model gained since this client last saw it; a dense task carries the whole model instead."""
-        return [] if task.dense else self._news[self._seen.get(task.client, 0) :]
+    def _answers(self, tasks: Sequence[Task], offers: Sequence[Offer]) -> list[Reply]:
+        """Returns the clients' replies; those who pull sums in 16 bits walk from the model these sums make."""
+        replies: list[Reply] = []
+        plain = [t for t, offer in zip(tasks, offers, strict=True) if not _rounded(offer.content)]
+        pulled = [(t, offer.content) for t, offer in zip(tasks, offers, strict=True) if _rounded(offer.content)]
+        if plain:
+            replies += self.algorithm.client(plain, self.bench)
+        if pulled:
+            with self._made_of(pulled[0][1], law=pulled[0][0].law):
+                replies += self.algorithm.client([task for task, _ in pulled], self.bench)
+        return replies
+
+    @contextmanager
+    def _made_of(self, sums: Sums, *, law: Law) -> Iterator[None]:
+        """Lends a scope in which the model is the base plus `sums`, which are the same for all clients of a round."""
+        now = self.bench.params.clone()
+        if self._start is not None:
+            self.bench.params.copy_(self._start)
+        catch_up_(self.bench.params, sums, law=law)
+        try:
+            yield
+        finally:
+            self.bench.params.copy_(now)
 
     def _events(self, loss: float, entries: Sequence[Entry], *, surged: bool) -> Iterator[tuple[str, str]]:
         skipped = sum(entry.reply.skipped for entry in entries)
@@ -226,37 +220,18 @@ class Simulation(Generic[S]):
         self._restore_()
 
 
+def _rounded(content: object) -> TypeGuard[Sums]:
+    return isinstance(content, Sums) and content.coding != "float32"
+
+
+def _spent(done: Round) -> dict[str, float]:
+    moved = sum(entry.bytes_up + entry.bytes_down for entry in done.entries)
+    return {"rounds": 1, "forwards": done.forwards, "tokens": done.tokens, "seconds": done.seconds, "bytes": moved}
+
+
 def _checksum(params: Params) -> tuple[int, ...]:
     """Returns the sum of every tensor's bits: any single changed bit changes it, at memory speed."""
     return tuple(int(tensor.detach().view(torch.int32).sum(dtype=torch.int64)) for _, tensor in params)
-
-
-def _report(done: Round, rounds: int) -> RoundReport:
-    clients = {
-        entry.task.client: {
-            "loss": entry.reply.loss,
-            "rate": entry.task.rate,
-            "bytes_up": float(entry.bytes_up),
-            "bytes_down": float(entry.bytes_down),
-        }
-        for entry in done.entries
-    }
-    return RoundReport(
-        round=done.round,
-        rounds=rounds,
-        loss=done.loss,
-        rate=done.rate,
-        clip=done.entries[0].task.clip,
-        bytes_up=sum(entry.bytes_up for entry in done.entries),
-        bytes_down=sum(entry.bytes_down for entry in done.entries),
-        seconds=done.seconds,
-        forwards=done.forwards,
-        tokens=done.tokens,
-        skipped=sum(entry.reply.skipped for entry in done.entries),
-        evaluations=done.evaluations,
-        events=done.events,
-        clients=clients,
-    )
 
 
 def simulate(
@@ -269,6 +244,8 @@ def simulate(
     evaluate: Evaluate = dict,
     every: int = 5,
     on_surge: OnSurge = "halve",
+    downlink: Downlink | None = None,
+    budget: Mapping[str, float] = {},
 ) -> Iterator[RoundReport]:
     """Yields one report per round of a run, starting or going on where the journal ends; see `Simulation`."""
-    return Simulation(algorithm, bench, journal, clients, rounds, evaluate, every, on_surge).run()
+    return Simulation(algorithm, bench, journal, clients, rounds, evaluate, every, on_surge, downlink, budget).run()

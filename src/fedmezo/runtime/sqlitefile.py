@@ -29,7 +29,7 @@ TABLES = {
 _LINKS = "CREATE TABLE links (link INTEGER PRIMARY KEY, round INTEGER NOT NULL, digest BLOB NOT NULL)"
 _TABLE = """CREATE TABLE {name} (
     link INTEGER NOT NULL REFERENCES links ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED, place INTEGER NOT NULL,
-    {columns}, PRIMARY KEY (link, place)) WITHOUT ROWID"""
+    {columns}, PRIMARY KEY (link, place))"""
 
 
 def lay_out(db: sqlite3.Connection) -> None:

@@ -1,0 +1,152 @@
+"""How a client gets the model it shall walk from: the steps it missed, the K sums of a pool, or every parameter.
+
+    pairs   4 bytes per slope (fewer when coded) of every round since the client's last; any algorithm of walks
+    sums    4 bytes per candidate seed, whatever the number of rounds; needs the base and a pool
+    dense   4 bytes per trained parameter; always possible
+
+In exact arithmetic all three give the same model. A client that replays pairs takes the server's own path, to the bit.
+Sums are rounded to float32 once and the model once, while the path rounds once per round: after R rounds the two differ
+by at most (R + 2) / 2 float32 units of each parameter, plus 2**-24 of the sum of |sums[j] z_j|.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmezo.fl.algorithm import Task
+from fedmezo.fl.pool import pool_seed
+from fedmezo.fl.walk import walk_of
+from fedmezo.runtime.records import Round
+from fedmezo.runtime.wire import News, Sums, encode_task
+from fedmezo.zo.coding import SumsCoding
+from fedmezo.zo.noise import Law
+from fedmezo.zo.params import Params
+from fedmezo.zo.perturb import add_sum_, apply_
+from fedmezo.zo.seedsum import SeedSum, Update
+
+__all__ = ["Cost", "Downlink", "Offer", "Pull", "catch_up_", "cheapest"]
+
+Pull = Literal["pairs", "sums", "dense"]
+NOISE_PER_SECOND = 1e9  # entries of directions a client adds per second; one core of the machines measured does 1.3e9
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a pull costs a client.
+
+    Attributes:
+      bytes: what it downloads.
+      entries: entries of directions it generates.
+    """
+
+    bytes: int
+    entries: int
+
+    def seconds(self, bandwidth: float) -> float:
+        """Returns the time at `bandwidth` MB/s."""
+        return self.bytes / (bandwidth * 1e6) + self.entries / NOISE_PER_SECOND
+
+
+def cheapest(costs: Mapping[Pull, Cost], *, bandwidth: float) -> Pull:
+    """Returns the pull that takes least time at `bandwidth` MB/s; of equal ones the first."""
+    return min(costs, key=lambda kind: costs[kind].seconds(bandwidth))
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What goes with a task: the kind of pull and its content; a dense pull's content is the model itself."""
+
+    kind: Pull
+    content: tuple[News, ...] | Sums = ()
+
+
+@dataclass
+class Downlink:
+    """What the server keeps to bring clients up to date: as many past rounds as are cheaper than the alternatives.
+
+    Attributes:
+      dim: trained parameters d.
+      pull: how clients pull; "auto" for whichever is cheapest.
+      coding: number format of sums.
+      bandwidth: a client's download in MB/s.
+    """
+
+    dim: int
+    pull: Pull | Literal["auto"] = "auto"
+    coding: SumsCoding = "float32"
+    bandwidth: float = 1.25
+    _news: list[News] = field(init=False, default_factory=list)
+    _sizes: list[int] = field(init=False, default_factory=list)
+    _first: int = field(init=False, default=0)
+    _seen: dict[int, int] = field(init=False, default_factory=dict)
+
+    def afresh(self) -> "Downlink":
+        """Returns one with the same settings that has seen nothing yet."""
+        return Downlink(self.dim, self.pull, self.coding, self.bandwidth)
+
+    @property
+    def kept(self) -> int:
+        """The number of past rounds that are kept."""
+        return len(self._news)
+
+    def remember(self, done: Round) -> None:
+        """Takes a finished round in, and forgets rounds that nobody would replay any more."""
+        for entry in done.entries:
+            self._seen[entry.task.client] = done.round  # it walked from the model with so many rounds behind it
+        tasks = tuple(entry.task for entry in done.entries)
+        if not tasks or tasks[0].method != "walk" or tasks[0].dense:
+            return
+        news = News(tasks, tuple(e.reply.slopes for e in done.entries), tuple(e.weight for e in done.entries))
+        self._news.append(news)
+        self._sizes.append(len(encode_task(tasks[0], [news])) - len(encode_task(tasks[0])))
+        if self.pull != "pairs":
+            self._forget(tasks[0].pool)
+
+    def _forget(self, pool: int) -> None:
+        limits = [self._dense_cost(), *([Cost(4 * pool, pool * self.dim)] if pool else [])]
+        limit = min(cost.seconds(self.bandwidth) for cost in limits)
+        while self._news and self._pairs_cost(0).seconds(self.bandwidth) > limit:
+            del self._news[0], self._sizes[0]
+            self._first += 1
+
+    def offer(self, task: Task, sums: NDArray[np.float64] | None) -> Offer:
+        """Returns what brings this task's client up to date.
+
+        Args:
+          task: the task.
+          sums: the model minus its base by candidate seed; None when directions are fresh.
+        """
+        if task.method != "walk" or task.dense:
+            return Offer("dense")
+        since = self._seen.get(task.client, 0) - self._first
+        packed = None if sums is None else Sums(task.seed, task.pool, self.coding, tuple(sums.tolist()))
+        costs: dict[Pull, Cost] = {"pairs": self._pairs_cost(since)} if since >= 0 else {}
+        if packed is not None:
+            there = sum(map(bool, packed.values))
+            costs["sums"] = Cost(len(encode_task(task, packed)) - len(encode_task(task)), there * self.dim)
+        costs["dense"] = self._dense_cost()
+        kind = cheapest(costs, bandwidth=self.bandwidth) if self.pull == "auto" else self.pull
+        if kind == "sums" and packed is not None:
+            return Offer(kind, packed)
+        return Offer("pairs", tuple(self._news[since:])) if kind == "pairs" else Offer("dense")
+
+    def _pairs_cost(self, since: int) -> Cost:
+        slopes = sum(len(slopes) for item in self._news[since:] for slopes in item.slopes)
+        return Cost(sum(self._sizes[since:]), slopes * self.dim)
+
+    def _dense_cost(self) -> Cost:
+        return Cost(4 * self.dim, 0)
+
+
+def catch_up_(params: Params, content: Sequence[News] | Sums, *, law: Law) -> None:
+    """Brings `params` up to date in place: the model a client last had, by pairs; or the base, by a pool's sums."""
+    if isinstance(content, Sums):
+        terms = ((pool_seed(content.seed, place), value) for place, value in enumerate(content.values) if value)
+        add_sum_(params, SeedSum.of(terms), law=law)
+        return
+    for item in content:
+        walks = tuple(walk_of(task, slopes) for task, slopes in zip(item.tasks, item.slopes, strict=True))
+        apply_(params, Update(walks, item.weights), law=law)
