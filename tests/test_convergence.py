@@ -70,7 +70,7 @@ def test_t6_at_a_small_rate_forward_only_descends_like_backpropagation():
 def test_t7_the_slope_is_the_directional_derivative_and_its_estimate_points_where_theory_says():
     bench = bench_for(clients=1, batch=8)
     names = bench.params.names
-    gradient = bench.gradient(client=0, round_number=0, step=0)
+    _, gradient = bench.gradient(Point(bench.params, 0, 0.0, 0, 0, 0))
     flat = torch.cat([gradient[name].view(-1).double() for name in names])
     slopes, exact, estimate = [], [], torch.zeros_like(flat)
     for seed in range(64):

@@ -8,9 +8,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from fedmezo.errors import DataError, ModelError
 from fedmezo.fl.algorithm import Point
 from fedmezo.models.adapters import Adapter
+from fedmezo.models.backprop import backward_, recomputing
 from fedmezo.models.engine import Engine, Unit
 from fedmezo.models.lanes import Lane
 from fedmezo.models.load import Loaded
@@ -75,7 +79,7 @@ class ModelBench:
     Attributes:
       params: the global model's trained parameters. "full": the model's own weights.
       capacity: private copies that may be open at once; 1 for "full".
-      forwards: points evaluated by `losses` so far.
+      forwards: points evaluated by `losses` so far, plus 3 per `gradient`, or 4 with checkpointing.
       tokens: tokens read for them.
       engine: the forward pass; `engine.passes` counts packed passes.
 
@@ -88,6 +92,7 @@ class ModelBench:
       seed: seed of the adapter's own start.
       lanes: points per forward pass, or "auto": as many as fit 1024 tokens on a CPU, 16384 elsewhere.
       capacity: LoRA copies; None for as many as fit 512 MB, at most 64.
+      checkpointing: `gradient` keeps each decoder layer's input only and computes the layer again when it goes back.
 
     Raises:
       ModelError: this model cannot be trained this way.
@@ -96,6 +101,7 @@ class ModelBench:
     def __init__(
         self, loaded: Loaded, adapter: Adapter, *, params: Params | None = None, batches: Batches | None = None,
         law: Law = "gaussian", seed: int = 0, lanes: Lanes = "auto", capacity: int | None = None,
+        checkpointing: bool = False,
     ) -> None:  # fmt: skip
         if lanes != "auto" and lanes < 1:
             raise ModelError(f"lanes: expected 'auto' or at least 1, got {lanes}.")
@@ -108,6 +114,7 @@ class ModelBench:
         self._budget = _CPU_BUDGET if loaded.model.device.type == "cpu" else _ACCELERATOR_BUDGET
         fitting = min(_MOST_COPIES, max(1, _COPIES_BYTES // (4 * self.params.dim)))
         self.capacity = 1 if adapter.kind == "full" else capacity or fitting
+        self._checkpointing = checkpointing
         self.forwards = self.tokens = 0
 
     @contextmanager
@@ -154,6 +161,30 @@ class ModelBench:
         lanes = [Lane(work[job].point.params, work[job].point.seed, work[job].point.offset) for job in places]
         asked = [Unit(places[job], work[job].rows[row], work[job].options[row]) for job, row in ordered]
         return dict(zip(ordered, self.engine.score(lanes, asked), strict=True))
+
+    def gradient(self, point: Point) -> tuple[float, dict[str, Tensor]]:
+        """Returns the loss at a point, nats, and its gradient by backpropagation, name -> float32 tensor.
+
+        The loss is that of `losses` up to float32 rounding. Neither the model nor `point.params` ever wants a gradient:
+        leaves that share the parameters' memory do, for the length of the call. Numbers that are not finite are
+        returned as they are; a float16 base may lose small ones to underflow, for nothing scales the loss.
+
+        Raises:
+          DataError: as `losses`.
+          ModelError: the point has an offset, or checkpointing is asked of a model that has no layers for it.
+        """
+        if point.offset:
+            raise ModelError(f"A gradient is taken at the parameters themselves, got offset {point.offset}; give 0.")
+        work = Job(0, point, self._batch(point.client, point.round, point.step))
+        leaves = Params({name: tensor.detach().requires_grad_() for name, tensor in point.params})
+        again = recomputing(self.engine.model) if self._checkpointing else nullcontext()
+        with self.engine.tracing(leaves) as trace, again:
+            device = self._loaded.model.device
+            loss = backward_(work.batch, trace=trace, budget=self._budget, device=device)
+        self.forwards += 4 if self._checkpointing else 3
+        self.tokens += work.tokens
+        # A parameter no row touched has a gradient of 0.
+        return loss, {n: torch.zeros_like(t.detach()) if t.grad is None else t.grad for n, t in leaves}
 
     def _batch(self, client: int, round_number: int, step: int) -> Sequence[Example]:
         if self._batches is None:

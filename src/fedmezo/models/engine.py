@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedmezo.errors import FedMeZOError, ModelError
 from fedmezo.models.adapters import Adapter
+from fedmezo.models.backprop import Trace, recomputed
 from fedmezo.models.lanes import Lane, LaneModules, Span, lay_out
 from fedmezo.models.loss import CHUNK, Piece, Row, RowScore, label_scores
 from fedmezo.models.segments import NAME, Segments, packed, register
@@ -73,26 +74,62 @@ class Engine:
           lanes: the settings.
           units: rows in lane order.
         """
-        longest = max(len(unit.row.ids) - 1 for unit in units)
         with torch.inference_mode():
-            if self.packs and (self.local is None or longest <= self.local):
+            if self._together([unit.row for unit in units]):
                 return self._pass(lanes, units)
             alone = [([lanes[unit.lane]], [Unit(0, unit.row, unit.options)]) for unit in units]
             return [self._pass(lane, unit)[0] for lane, unit in alone]
 
+    def _together(self, rows: Sequence[Row]) -> bool:
+        """Returns whether these rows may share a forward pass."""
+        return self.packs and (self.local is None or max(len(row.ids) - 1 for row in rows) <= self.local)
+
+    @contextmanager
+    def tracing(self, params: Params) -> Iterator[Trace]:
+        """Lends a function to differentiate: (rows, tokens [labels, k]) -> their log-probabilities at the labels.
+
+        It takes one forward pass, or one per row when the model does not pack. The backward pass must run inside.
+
+        Args:
+          params: leaves that want a gradient.
+        """
+        lane = Lane(params)
+
+        def trace(rows: Sequence[Row], wanted: Tensor) -> Tensor:
+            if self._together(rows):
+                return self._trace(lane, rows, wanted)
+            parts = torch.split(wanted, [len(row.ids) - row.start for row in rows])
+            return torch.cat([self._trace(lane, [row], part) for row, part in zip(rows, parts, strict=True)])
+
+        # Layers that are computed again in the backward pass must find their lane-aware modules.
+        with torch.inference_mode(mode=False), torch.enable_grad(), self.modules.visiting([lane], spans=()):
+            yield trace
+
+    def _trace(self, lane: Lane, rows: Sequence[Row], wanted: Tensor) -> Tensor:
+        sizes, index = _label_places(rows, device=self._device)
+        with self.modules.visiting([lane], spans=lay_out([sum(sizes)])), self._attending(sizes):
+            inputs = self._inputs([row.ids[:-1] for row in rows])
+            if self._head_mode != "split":
+                (piece,) = self._pieces(inputs, index, [len(index)])
+                return piece.logits.log_softmax(-1).gather(1, wanted)
+            hidden = self._decoder(**inputs, use_cache=False).last_hidden_state[0].index_select(0, index)
+            # Logits are made again in the backward pass, so that never more than one chunk of them exists.
+            read = recomputed(self._read)
+            chunks = zip(torch.split(hidden, CHUNK), torch.split(wanted, CHUNK), strict=True)
+            return torch.cat([read(chunk, part) for chunk, part in chunks])
+
+    def _read(self, hidden: Tensor, wanted: Tensor) -> Tensor:
+        with self.modules.rows(lay_out([len(hidden)])):
+            logits: Tensor = self.modules.head(hidden[None])[0]  # type: ignore[misc]
+        return logits.float().log_softmax(-1).gather(1, wanted)
+
     def _pass(self, lanes: Sequence[Lane], units: Sequence[Unit]) -> list[RowScore]:
         rows = [unit.row for unit in units]
-        # The last token predicts nothing that is scored.
-        sizes = [len(row.ids) - 1 for row in rows]
-        starts = [0, *accumulate(sizes)]
-        at = [
-            start + p for start, row in zip(starts, rows, strict=False) for p in range(row.start - 1, len(row.ids) - 1)
-        ]
+        sizes, index = _label_places(rows, device=self._device)
         tokens, labels = [0] * len(lanes), [0] * len(lanes)
         for unit, size in zip(units, sizes, strict=True):
             tokens[unit.lane] += size
             labels[unit.lane] += len(unit.row.ids) - unit.row.start
-        index = torch.tensor(at, device=self._device)
         with self.modules.visiting(lanes, spans=lay_out(tokens)), self._attending(sizes):
             pieces = self._pieces(self._inputs([row.ids[:-1] for row in rows]), index, labels)
             return label_scores(pieces, rows=rows, options=[unit.options for unit in units], device=self._device)
@@ -213,6 +250,15 @@ class Engine:
 class _Probe:
     ids: tuple[int, ...]
     start: int = 1
+
+
+def _label_places(rows: Sequence[Row], *, device: torch.device) -> tuple[list[int], Tensor]:
+    """Returns how many tokens of each row are read, and at which of all these tokens the labels are predicted."""
+    # The last token predicts nothing that is scored.
+    sizes = [len(row.ids) - 1 for row in rows]
+    starts = [0, *accumulate(sizes)]
+    at = [start + p for start, row in zip(starts, rows, strict=False) for p in range(row.start - 1, len(row.ids) - 1)]
+    return sizes, torch.tensor(at, device=device)
 
 
 def _row_spans(ends: Sequence[int], start: int, stop: int) -> tuple[Span, ...]:

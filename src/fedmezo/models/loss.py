@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedmezo.errors import DataError
 
-__all__ = ["CHUNK", "Example", "Piece", "Row", "RowScore", "Tally", "label_scores", "tally"]
+__all__ = ["CHUNK", "Example", "Piece", "Row", "RowScore", "Tally", "label_scores", "loss_weight", "tally"]
 
 CHUNK = 64  # label rows whose logits exist at once: 12 MB for 49k words; larger chunks were no faster
 
@@ -132,6 +132,12 @@ def tally(example: Example, scores: Sequence[RowScore]) -> Tally:
         score = scores[0]
         return Tally(total=score.nll, weight=score.count, hits=score.hits, tokens=score.count)
     return _choice([-score.nll / score.count for score in scores], example.answer)
+
+
+def loss_weight(example: Example) -> int:
+    """Returns what `tally(example, ...)` will have as its weight."""
+    choice = example.options or len(example.rows) > 1
+    return 1 if choice else sum(len(row.ids) - row.start for row in example.rows)
 
 
 def _choice(scores: Sequence[float], answer: int) -> Tally:

@@ -71,9 +71,14 @@ class Scratch:
         return out
 
     def lookup(self, name: str, lanes: Sequence[Lane], *, ids: Tensor) -> Tensor:
-        """Returns rows `ids` of one matrix in each lane, [lanes, *ids.shape, width]; no other row is made."""
-        distinct, places = torch.unique(ids, return_inverse=True)
+        """Returns rows `ids` of one matrix in each lane, [lanes, *ids.shape, width]; no other row is made.
+
+        For one lane without offset autograd sees the parameter, as in `stack`.
+        """
         whole = lanes[0].params[name]
+        if len(lanes) == 1 and lanes[0].offset == 0:
+            return whole[ids][None]
+        distinct, places = torch.unique(ids, return_inverse=True)
         width = whole.shape[1]
         out = self._take("rows", (len(distinct), len(lanes), width))
         for at, row in enumerate(distinct.tolist()):
