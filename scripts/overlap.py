@@ -1,31 +1,60 @@
-"""Prints, per configuration, how many evaluation prompts also occur in training.
+"""Prints, per configuration, what was dropped because the evaluation asks it too, and that nothing of it is left.
 
     python scripts/overlap.py > docs/results/overlap.jsonl
 
-`FEDMEZO_DATA` names the folder with the public data sets, for the configurations that read them.
+`FEDMEZO_DATA` names the folder with the public data sets, for the configurations that read them. Only the tokenizer
+of the model is loaded. The exit status is 1 when a training prompt is left that an evaluation set holds.
 """
 
 import json
-from collections import Counter
+import sys
+from pathlib import Path
 
-from fedmezo.studies.build import load_base, read_data
+from transformers import AutoTokenizer
+
+from fedmezo.data.prompt import Example
+from fedmezo.models.fetch import fetch
 from fedmezo.studies.config import load_config
+from fedmezo.studies.deal import SEEN, FederatedData, read_data
 
 CASES = [("configs/demo.toml", [f"data.seed={seed}"]) for seed in range(3)]
-CASES += [(None, [])] + [(f"configs/{name}.toml", []) for name in ("gsm8k", "dolly", "sst2", "mbxp")]
+CASES += [(None, []), (None, ["eval.per_client=true"])]
+CASES += [
+    (f"configs/{name}.toml", [])
+    for name in ("gsm8k", "dolly", "sst2", "mbxp", "fedkseed-dolly", "natural-instructions")
+]
 
 
-def main() -> None:
+def prompt(example: Example) -> tuple[int, ...]:
+    row = example.rows[0]
+    return row.ids[: row.start]
+
+
+def left(data: FederatedData) -> int:
+    """Counts the evaluation examples, of all sets, whose prompt a client still trains on."""
+    trained = {prompt(example) for part in data.parts for example in part}
+    return sum(prompt(example) in trained for judged in data.evaluation.values() for example in judged)
+
+
+def main() -> int:
     """Counts and prints one object per configuration."""
-    tokenizer = load_base(load_config("configs/demo.toml")).tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(Path(fetch("smollm2-135m")), local_files_only=True)
+    remaining = 0
     for path, overrides in CASES:
         data = read_data(load_config(path, overrides), tokenizer)
-        trained = {example.rows[0].ids[: example.rows[0].start] for part in data.parts for example in part}
-        judged = data.evaluation["eval"]
-        again = Counter(e.category for e in judged if e.rows[0].ids[: e.rows[0].start] in trained)
-        row = {"config": path or "defaults", "set": overrides, "examples": len(judged), "repeated": again.total()}
-        print(json.dumps({**row, "categories": dict(again)}), flush=True)
+        row = {
+            "config": path or "defaults",
+            "set": overrides,
+            "train": sum(data.sizes.values()),
+            "sets": len(data.evaluation),
+            "examples": sum(map(len, data.evaluation.values())),
+            "dropped": data.dropped.get(SEEN, 0),
+            "repeated": left(data),
+        }
+        remaining += row["repeated"]
+        print(json.dumps(row), flush=True)
+    return int(remaining > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

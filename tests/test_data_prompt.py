@@ -91,7 +91,28 @@ def test_alpaca_has_two_forms(tokenizer):
     )
 
 
-@pytest.mark.parametrize("template", ["alpaca", "plain", "sst2", "{instruction}|{input}|"])
+def test_alpaca_input_gives_every_record_the_form_with_an_input(tokenizer):
+    records = [Record("Name a colour.", "the sky", "blue"), Record("Name a colour.", "", "red"), Record("", "x", "y")]
+    rows = [e.rows[0] for e in encode(records, tokenizer, template="alpaca-input", max_tokens=999).examples]
+    intro = "You are given an instruction and an input that goes with it. Write a response that carries out the "
+    for record, row in zip(records, rows, strict=True):
+        assert texts(tokenizer, row) == (
+            f"{intro}instruction.\n\n### Instruction:\n{record.instruction}\n\n### Input:\n{record.input}\n\n"
+            "### Response:",
+            f"{record.output}</s>",
+        )
+
+
+@pytest.mark.parametrize(("objective", "rows"), [("answer", 1), ("choices", 2)])
+def test_the_prompt_of_an_example_is_what_all_its_rows_begin_with(tokenizer, objective, rows):
+    record = Record("Say.", "it", "two words", choices=("two words", "three small words"))
+    (example,) = encode([record], tokenizer, template="plain", max_tokens=999, objective=objective).examples
+    assert len(example.rows) == rows
+    assert tokenizer.decode(example.prompt) == "Say.\nit"
+    assert all(row.ids[: row.start] == example.prompt for row in example.rows)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "alpaca-input", "plain", "sst2", "{instruction}|{input}|"])
 @given(
     instruction=st.text(min_size=1, max_size=20), given=st.text(max_size=20), output=st.text(min_size=1, max_size=20)
 )
@@ -101,6 +122,9 @@ def test_prompt_alone_is_masked_and_nothing_is_lost(template, instruction, given
     encoded = encode([record], tokenizer, template=template, max_tokens=9999)
     if not output.strip():
         assert encoded.reasons == {"empty answer": 1}
+        return
+    if template == "plain" and not instruction.strip() and not given.strip(" "):
+        assert encoded.reasons == {"empty prompt": 1}
         return
     (row,) = encoded.examples[0].rows
     prompt = tokenizer.decode(row.ids[: row.start])

@@ -55,6 +55,56 @@ def test_lda_of_any_data_is_a_cover_or_says_what_to_change(labels, clients, seed
         assert is_cover(parts, len(labels))
 
 
+@given(
+    counts=st.lists(st.integers(30, 60), min_size=3, max_size=8),
+    clients=st.integers(1, 5),
+    seed=st.integers(0, 2**64 - 1),
+    alpha=st.floats(0.5, 1e6),
+    least=st.integers(1, 10),
+)
+def test_balanced_lda_is_a_cover_whose_smallest_client_has_enough(counts, clients, seed, alpha, least):
+    labels = [str(category) for category, count in enumerate(counts) for _ in range(count)]
+    parts = split("lda", labels, clients=clients, seed=seed, alpha=alpha, balanced=True, min_examples=least)
+    assert len(parts) == clients
+    assert min(map(len, parts)) >= least
+    assert is_cover(parts, len(labels))
+
+
+def pieces_after_the_mean(*, balanced, seed, clients=6):
+    """Counts the clients that hold the mean at some category, and the later categories of which they still get some."""
+    report = split_report(split("lda", LABELS, clients=clients, seed=seed, balanced=balanced), LABELS)
+    full = more = 0
+    for histogram in report.histograms:
+        held = 0
+        for category in sorted(set(LABELS)):
+            more += held * clients >= len(LABELS) and category in histogram
+            held += histogram.get(category, 0)
+        full += held * clients >= len(LABELS)
+    return full, more
+
+
+def test_balanced_lda_gives_nothing_more_to_a_client_that_holds_the_mean():
+    balanced = [pieces_after_the_mean(balanced=True, seed=seed) for seed in range(20)]
+    assert all(full and not more for full, more in balanced)
+    assert any(pieces_after_the_mean(balanced=False, seed=seed)[1] for seed in range(20))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_lda_draws_until_every_client_has_enough(balanced):
+    few = [min(map(len, split("lda", LABELS, clients=6, seed=s, balanced=balanced))) for s in range(20)]
+    many = [
+        min(map(len, split("lda", LABELS, clients=6, seed=s, balanced=balanced, min_examples=10))) for s in range(20)
+    ]
+    assert min(few) < 10 <= min(many)
+
+
+@given(labels=labels_of)
+def test_natural_is_one_label_to_each_client_in_order(labels):
+    parts = split("natural", labels, clients=len(set(labels)), seed=0)
+    assert is_cover(parts, len(labels))
+    assert [{labels[i] for i in part} for part in parts] == [{label} for label in sorted(set(labels))]
+
+
 @given(labels=labels_of, seed=st.integers(0, 2**64 - 1), data=st.data())
 def test_meta_puts_each_category_on_one_client(labels, seed, data):
     categories = len(set(labels))
@@ -72,6 +122,12 @@ def test_split_is_named_by_its_seed(kind):
     first = split(kind, LABELS, clients=3, seed=5)
     assert first == split(kind, LABELS, clients=3, seed=5)
     assert any(first != split(kind, LABELS, clients=3, seed=seed) for seed in (6, 7, 8))
+
+
+def test_balanced_lda_is_named_by_its_seed():
+    first = split("lda", LABELS, clients=3, seed=5, balanced=True)
+    assert first == split("lda", LABELS, clients=3, seed=5, balanced=True)
+    assert any(first != split("lda", LABELS, clients=3, seed=seed, balanced=True) for seed in (6, 7, 8))
 
 
 def test_splits_do_not_touch_numpy_s_global_generator():
@@ -102,13 +158,18 @@ def test_lda_is_uneven_for_small_alpha_and_even_for_large():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"kind": "idd"}, "Unknown split 'idd'; expected one of iid, lda, meta"),
+        ({"kind": "idd"}, "Unknown split 'idd'; expected one of iid, lda, meta, natural"),
         ({"kind": "iid", "clients": 0}, "clients: expected at least 1, got 0"),
         ({"kind": "iid", "clients": 141}, "Cannot give 141 clients a record each from 140"),
         ({"kind": "lda", "alpha": 0.0}, "alpha: expected a positive number"),
         ({"kind": "lda", "alpha": float("nan")}, "alpha: expected a positive number"),
         ({"kind": "lda", "alpha": 1e-9, "clients": 9}, "left one of 9 clients without a record in each of"),
+        ({"kind": "lda", "alpha": 1e-9, "clients": 9, "balanced": True}, "left one of 9 clients without a record"),
+        ({"kind": "lda", "min_examples": 0}, "min_examples: expected at least 1, got 0"),
+        ({"kind": "lda", "min_examples": 47}, "Cannot give 3 clients 47 records each from 140"),
+        ({"kind": "lda", "min_examples": 20, "clients": 7}, "left one of 7 clients with fewer than 20 records in each"),
         ({"kind": "meta", "clients": 8}, "there are 7 categories for 8 clients"),
+        ({"kind": "natural"}, "there are 7 labels for 3 clients; set federation.clients = 7"),
     ],
 )
 def test_impossible_splits_are_refused(arguments, sentence):

@@ -139,10 +139,10 @@ PRESET_CASES = [
         [MBXP, {**MBXP, "canonical_solution": None}, {**MBXP, "prompt": None}],
         [Record("def f():\n", "", " return 1", "python"), Record("Say f.", "", " return 1", "python")],
     ),
-    ("natural_instructions", [TASK], [Record("Tell.", "i", "o", "Kind"), Record("Tell.", "j", "q", "Kind")]),
+    ("natural_instructions", [TASK], [Record("Tell.", "i", "o", "a"), Record("Tell.", "j", "q", "a")]),
     (
         "natural_instructions",
-        [{**TASK, "Categories": [], "task": "task7"}],
+        [{**TASK, "task": "task7"}],
         [Record("Tell.", "i", "o", "task7"), Record("Tell.", "j", "q", "task7")],
     ),
     ("alpaca", [{"instruction": "i", "input": "j", "output": "o"}], [Record("i", "j", "o")]),
@@ -158,10 +158,21 @@ def test_presets_are_named_or_told_from_the_columns(tmp_path, preset, rows, reco
 
 def test_natural_instructions_file_is_one_task_named_by_its_file(tmp_path):
     path = tmp_path / "task9_x.json.gz"
-    path.write_bytes(gzip.compress(json.dumps({**TASK, "Categories": []}).encode()))
-    assert {record.category for record in load(path)} == {"task9_x"}
     path.write_bytes(gzip.compress(json.dumps(TASK).encode()))
-    assert {record.category for record in load(path, columns={"category": "task"})} == {"task9_x"}
+    assert {record.category for record in load(path)} == {"task9_x"}
+    assert {record.category for record in load(path, columns={"category": "category"})} == {"Kind"}
+
+
+def test_none_is_the_text_of_a_missing_input_where_that_is_asked_for(tmp_path):
+    path = write(tmp_path / "g.jsonl", [{"question": "1+1?", "answer": "#### 2"}])
+    assert load(path) == [Record("1+1?", "", "The answer is 2")]
+    assert load(path, none_input=True) == [Record("1+1?", "None", "The answer is 2")]
+    rows = [{"instruction": "a", "output": "b", "input": value} for value in (None, "", "c")]
+    found = load(write(tmp_path / "a.jsonl", [*rows, {"instruction": "a", "output": "b"}]), none_input=True)
+    assert [record.input for record in found] == ["None", "", "c", "None"]
+    assert load_records(DataSource(name="builtin:skills", limit=20, none_input=True)) == load_records(
+        DataSource(name="builtin:skills", limit=20)
+    )
 
 
 def test_code_alpaca_takes_the_language_and_leaves_assembly_out(tmp_path):
@@ -311,8 +322,8 @@ REAL = [
     ("alpaca", 8307, 1, "answer"),
     ("sst2/dev.jsonl.gz", 872, 2, "choices"),
     ("mbxp", 6253, 9, "answer"),
-    ("natural_instructions/tasks", 19665, 19, "answer"),
-    ("natural_instructions/test_tasks.lite.jsonl.gz", 2470, 12, "answer"),
+    ("natural_instructions/tasks", 19665, 26, "answer"),
+    ("natural_instructions/test_tasks.lite.jsonl.gz", 2470, 52, "answer"),
 ]
 
 

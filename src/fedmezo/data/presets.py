@@ -121,8 +121,8 @@ def _instances(row: Row, stem: str) -> Iterable[Row]:
     task = row.get("task") or stem
     shared = {
         "definition": _first(row.get("Definition")),
-        "category": _first(row.get("Categories")) or task,
         "task": task,
+        "category": _first(row.get("Categories")) or task,
     }
     return [
         {**shared, "input": instance.get("input"), "output": _first(instance.get("output"))}
@@ -190,7 +190,7 @@ PRESETS: dict[str, Preset] = {
             "instruction": ("definition",),
             "input": ("input", "inputs"),
             "output": ("output", "targets"),
-            "category": ("category", "task", "task_name"),
+            "category": ("task", "task_name", "category"),
         },
         hub="Muennighoff/natural-instructions",
         signature=frozenset({"Definition", "Instances"}),

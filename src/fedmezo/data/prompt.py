@@ -62,6 +62,11 @@ class Example:
     record: int = 0
     category: str = ""
 
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens before the answer; all rows begin with them."""
+        return self.rows[0].ids[: self.rows[0].start]
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -97,7 +102,8 @@ def encode(
     Args:
       records: give training and evaluation records together when choices are derived from their outputs.
       tokenizer: a Hugging Face tokenizer, or anything that behaves like one; needs no padding token.
-      template: "auto", "chat", "alpaca", "plain", "sst2", or a text containing {instruction} or {input}.
+      template: "auto", "chat", "alpaca", "alpaca-input", "plain", "sst2", or a text containing {instruction} or
+        {input}.
       max_tokens: longest row, prompt and answer together, >= 2.
       objective: "answer" predicts the output and its end; "choices" picks among candidates. A record without
         choices takes the distinct outputs of its category, at most 20.

@@ -37,6 +37,8 @@ class DataSource:
       limit: keep a seeded sample of this many records, in their order; for the built-in corpus the
         number made. None keeps all.
       choices: candidate answers for records that name none.
+      none_input: a record without an input (none given, or null) has the text "None" there, which repeats the
+        prompts of the paper's code for GSM8K; an empty text stays one.
       seed: of the sample and of the built-in corpus.
     """
 
@@ -47,4 +49,5 @@ class DataSource:
     split: str = "train"
     limit: int | None = None
     choices: tuple[str, ...] = ()
+    none_input: bool = False
     seed: int = 0

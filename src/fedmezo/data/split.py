@@ -1,12 +1,11 @@
 """Splitting records over clients, and setting evaluation records apart; every draw is named by the seed.
 
-Source: the three splitters of Table 3 of arXiv:2402.05926, by the rules of its code.
+Source: the three splitters of Table 3 of arXiv:2402.05926, by the rules of its code; the balanced Dirichlet split and
+one client per label are those of FedKSeed (arXiv:2312.06353), by the rules of its code.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from fedmezo.zo.noise import derive_seed
 __all__ = [
     "Parts",
     "SplitKind",
-    "SplitReport",
     "holdout",
     "holdout_clients",
     "shuffled",
@@ -25,11 +23,11 @@ __all__ = [
     "split_iid",
     "split_lda",
     "split_meta",
-    "split_report",
+    "split_natural",
 ]
 
 Parts = tuple[tuple[int, ...], ...]
-SplitKind = Literal["iid", "lda", "meta"]
+SplitKind = Literal["iid", "lda", "meta", "natural"]
 
 LDA_ATTEMPTS = 1000
 
@@ -43,15 +41,26 @@ def shuffled(count: int, *parts: int | str) -> NDArray[np.int64]:
     return np.argsort(words, kind="stable")
 
 
-def split(kind: str, labels: Sequence[str], *, clients: int, seed: int, alpha: float = 0.5) -> Parts:
+def split(
+    kind: str,
+    labels: Sequence[str],
+    *,
+    clients: int,
+    seed: int,
+    alpha: float = 0.5,
+    balanced: bool = False,
+    min_examples: int = 1,
+) -> Parts:
     """Returns the record indices of each client: a disjoint cover of all records, no client without any.
 
     Args:
-      kind: "iid", "lda" or "meta".
+      kind: "iid", "lda", "meta" or "natural".
       labels: category of each record.
       clients: number of clients, >= 1.
       seed: names the split.
-      alpha: concentration of "lda", > 0; small is uneven. The others ignore it.
+      alpha: concentration of "lda", > 0; small is uneven. The others ignore it and what follows.
+      balanced: of "lda", see `split_lda`.
+      min_examples: of "lda", see `split_lda`.
 
     Raises:
       DataError: an unknown kind, or a split that would leave a client empty.
@@ -59,9 +68,11 @@ def split(kind: str, labels: Sequence[str], *, clients: int, seed: int, alpha: f
     if kind == "iid":
         return split_iid(labels, clients=clients, seed=seed)
     if kind == "lda":
-        return split_lda(labels, clients=clients, seed=seed, alpha=alpha)
+        return split_lda(labels, clients=clients, seed=seed, alpha=alpha, balanced=balanced, min_examples=min_examples)
     if kind == "meta":
         return split_meta(labels, clients=clients, seed=seed)
+    if kind == "natural":
+        return split_natural(labels, clients=clients)
     raise DataError(f"Unknown split '{kind}'; expected one of {', '.join(get_args(SplitKind))}.")
 
 
@@ -75,21 +86,39 @@ def split_iid(labels: Sequence[str], *, clients: int, seed: int) -> Parts:
     return tuple(_indices(part) for part in np.array_split(shuffled(len(labels), "split-iid", seed), clients))
 
 
-def split_lda(labels: Sequence[str], *, clients: int, seed: int, alpha: float = 0.5) -> Parts:
+def split_lda(
+    labels: Sequence[str],
+    *,
+    clients: int,
+    seed: int,
+    alpha: float = 0.5,
+    balanced: bool = False,
+    min_examples: int = 1,
+) -> Parts:
     """Returns a split in which every category is shared out by its own Dirichlet(alpha) draw.
 
     Cuts are floored cumulative shares of the category's shuffled records. All draws are made afresh until
-    every client has a record; sizes are not balanced. Each client's records are shuffled.
+    every client has `min_examples` records. Each client's records are shuffled.
+
+    Args:
+      labels: category of each record.
+      clients: number of clients, >= 1.
+      seed: names the split.
+      alpha: concentration, > 0; small is uneven.
+      balanced: categories are shared out in alphabetical order, and a client that holds the mean number of records
+        or more gets none of the next ones, as in FedKSeed's code. Without it sizes are not balanced.
+      min_examples: the smallest client's size, >= 1; 10 in FedKSeed's code.
 
     Raises:
-      DataError: alpha is not positive, there are fewer records than clients, or no draw gives every
-        client a record.
+      DataError: alpha is not positive, there are too few records for so many clients, or no draw gives every
+        client enough.
     """
-    _check(labels, clients=clients)
+    _check(labels, clients=clients, least=min_examples)
     if not 0 < alpha < float("inf"):
         raise DataError(f"alpha: expected a positive number for the lda split, got {alpha}.")
     groups = _groups(labels)
-    cuts = _lda_cuts([len(group) for group in groups.values()], clients=clients, seed=seed, alpha=alpha)
+    counts = [len(group) for group in groups.values()]
+    cuts = _lda_cuts(counts, clients=clients, seed=seed, alpha=alpha, balanced=balanced, least=min_examples)
     pieces: list[list[NDArray[np.int64]]] = [[] for _ in range(clients)]
     for (label, group), cut in zip(groups.items(), cuts, strict=True):
         order = group[shuffled(len(group), "split-lda", seed, "category", label)]
@@ -114,6 +143,21 @@ def split_meta(labels: Sequence[str], *, clients: int, seed: int) -> Parts:
         )
     order = shuffled(len(groups), "split-meta", seed)
     return tuple(_indices(np.concatenate([groups[j] for j in order[client::clients]])) for client in range(clients))
+
+
+def split_natural(labels: Sequence[str], *, clients: int) -> Parts:
+    """Returns a split in which each label is one client: the j-th in alphabetical order is client j.
+
+    Raises:
+      DataError: there are not as many clients as labels.
+    """
+    groups = _groups(labels)
+    if len(groups) != clients:
+        raise DataError(
+            f"The natural split makes each label a client of its own, and there are {len(groups)} labels for "
+            f"{clients} clients; set federation.clients = {len(groups)}."
+        )
+    return tuple(_indices(group) for group in groups.values())
 
 
 def holdout(count: int, *, examples: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -156,57 +200,14 @@ def holdout_clients(parts: Sequence[Sequence[int]], *, per_client: float, seed: 
     return tuple(train), tuple(test)
 
 
-@dataclass(frozen=True, slots=True)
-class SplitReport:
-    """How uneven a split is.
-
-    Attributes:
-      sizes: records per client.
-      histograms: per client, the number of records of each of its categories.
-      distances: per client, the total variation distance, in [0, 1), of its category shares from all
-        records'.
-    """
-
-    sizes: tuple[int, ...]
-    histograms: tuple[Mapping[str, int], ...]
-    distances: tuple[float, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the report as plain values, ready for JSON."""
-        return {
-            "sizes": list(self.sizes),
-            "histograms": [dict(histogram) for histogram in self.histograms],
-            "distances": list(self.distances),
-        }
-
-
-def split_report(parts: Sequence[Sequence[int]], labels: Sequence[str]) -> SplitReport:
-    """Returns the report of a split; the shares of all records are those of the records in `parts`.
-
-    Raises:
-      DataError: a client has no record.
-    """
-    counts = [Counter(labels[index] for index in part) for part in parts]
-    for client, part in enumerate(parts):
-        if not part:
-            raise DataError(f"Client {client} has no record; split again with fewer clients.")
-    total = Counter[str]()
-    for count in counts:
-        total.update(count)
-    size = total.total()
-    distances = tuple(
-        sum(abs(count[label] / count.total() - total[label] / size) for label in total) / 2 for count in counts
-    )
-    ordered = tuple(dict(sorted(count.items())) for count in counts)
-    return SplitReport(tuple(len(part) for part in parts), ordered, distances)
-
-
-def _check(labels: Sequence[str], *, clients: int) -> None:
-    if clients < 1:
-        raise DataError(f"clients: expected at least 1, got {clients}.")
-    if len(labels) < clients:
+def _check(labels: Sequence[str], *, clients: int, least: int = 1) -> None:
+    for name, value in (("clients", clients), ("min_examples", least)):
+        if value < 1:
+            raise DataError(f"{name}: expected at least 1, got {value}.")
+    if len(labels) < clients * least:
+        each = "a record" if least == 1 else f"{least} records"
         raise DataError(
-            f"Cannot give {clients} clients a record each from {len(labels)}; use fewer clients or more data."
+            f"Cannot give {clients} clients {each} each from {len(labels)}; use fewer clients or more data."
         )
 
 
@@ -222,21 +223,44 @@ def _groups(labels: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     return {label: np.array(indices, dtype=np.int64) for label, indices in groups.items()}
 
 
-def _lda_cuts(counts: Sequence[int], *, clients: int, seed: int, alpha: float) -> NDArray[np.int64]:
+def _lda_cuts(
+    counts: Sequence[int], *, clients: int, seed: int, alpha: float, balanced: bool, least: int
+) -> NDArray[np.int64]:
     """Cuts per category, (categories, clients - 1); only they decide sizes, so only they are redrawn."""
     generator = np.random.Generator(np.random.PCG64(derive_seed("split-lda", seed)))
     totals = np.array(counts, dtype=np.int64)[:, None]
     for _ in range(LDA_ATTEMPTS):
         shares = generator.dirichlet(np.full(clients, alpha), size=len(counts))
+        upto = _balanced(shares, totals) if balanced else np.cumsum(shares, axis=1)
         # A tiny alpha can underflow every gamma draw of a row to 0/0.
-        if not np.isfinite(shares).all():
+        if not np.isfinite(upto).all():
             continue
-        cuts = np.minimum(np.floor(np.cumsum(shares, axis=1)[:, :-1] * totals).astype(np.int64), totals)
-        edges = np.concatenate([np.zeros_like(totals), cuts, totals], axis=1)
-        if np.diff(edges, axis=1).sum(axis=0).min() >= 1:
-            return cuts
+        edges = _edges(upto, totals)
+        if np.diff(edges, axis=1).sum(axis=0).min() >= least:
+            return edges[:, 1:-1]
     raise DataError(
-        f"The lda split with alpha={alpha} left one of {clients} clients without a record in each of "
+        f"The lda split with alpha={alpha} left one of {clients} clients "
+        f"{'without a record' if least == 1 else f'with fewer than {least} records'} in each of "
         f"{LDA_ATTEMPTS} draws over {len(counts)} categories and {int(totals.sum())} records; "
         "raise alpha, use fewer clients, or the iid split."
     )
+
+
+def _edges(upto: NDArray[np.float64], totals: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each client's piece of each category begins and ends, (categories, clients + 1), by cumulative shares."""
+    cuts = np.minimum(np.floor(upto[:, :-1] * totals).astype(np.int64), totals)
+    return np.concatenate([np.zeros_like(totals), cuts, totals], axis=1)
+
+
+def _balanced(shares: NDArray[np.float64], totals: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Cumulative shares in which a client that holds the mean number of records gets none; nan if none is left."""
+    clients = shares.shape[1]
+    held = np.zeros(clients, dtype=np.int64)
+    rows = np.full_like(shares, np.nan)
+    for index, (share, total) in enumerate(zip(shares, totals, strict=True)):
+        upto = np.cumsum(np.where(held * clients < totals.sum(), share, 0.0))
+        if not upto[-1] > 0:
+            break
+        rows[index] = upto / upto[-1]
+        held += np.diff(_edges(rows[index : index + 1], total[None]), axis=1)[0]
+    return rows

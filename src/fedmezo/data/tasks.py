@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from fedmezo.data.presets import PRESETS, Columns, Preset, detect, find_preset, nearest
@@ -70,7 +71,7 @@ def _from_files(path: Path, spec: DataSource) -> list[Record]:
     records: list[Record] = []
     for file in data_files(path):
         rows = read_rows(file)
-        found = _convert(rows, preset=preset, columns=spec.columns, source=str(file), name=stem(file))
+        found = _convert(rows, spec, preset=preset, source=str(file), name=stem(file))
         if path.is_dir():
             found = [r if r.category else dataclasses.replace(r, category=stem(file)) for r in found]
         records += found
@@ -89,7 +90,7 @@ def _from_hub(spec: DataSource) -> list[Record]:
     rows = _hub_rows(hub, split=spec.split)
     if not rows:
         raise DataError(f"The hub data set '{hub}' has no rows in split '{spec.split}'; name another split.")
-    return _convert(rows, preset=preset, columns=spec.columns, source=hub, name=hub)
+    return _convert(rows, spec, preset=preset, source=hub, name=hub)
 
 
 def _hub_rows(hub: str, *, split: str) -> list[Row]:
@@ -119,17 +120,25 @@ def _builtin(spec: DataSource) -> list[Record]:
     return skills(count=spec.limit or BUILTIN_COUNT, seed=spec.seed, categories=categories)
 
 
-def _convert(
-    rows: Sequence[Row], *, preset: Preset | None, columns: Mapping[str, str], source: str, name: str
-) -> list[Record]:
+def _convert(rows: Sequence[Row], spec: DataSource, *, preset: Preset | None, source: str, name: str) -> list[Record]:
     if preset is None:
         # A map that names the answer speaks for itself; a preset's rules might not fit the column it names.
-        preset = PRESETS["alpaca"] if "output" in columns else detect(rows)
+        preset = PRESETS["alpaca"] if "output" in spec.columns else detect(rows)
     flat = [part for row in rows for part in preset.unfold(row, name)]
     found = list(dict.fromkeys(column for row in flat for column in row))
-    chosen = _columns(preset.columns, columns, found=found, source=source)
-    read = (_record(row, chosen, where=f"{source}, record {n}") for n, row in enumerate(flat, start=1))
+    chosen = _columns(preset.columns, spec.columns, found=found, source=source)
+    read: Iterable[Record] = (
+        _record(row, chosen, where=f"{source}, record {n}") for n, row in enumerate(flat, start=1)
+    )
+    if spec.none_input:
+        read = map(partial(_with_none, columns=chosen.get("input", ())), flat, read)
     return [edited for record in read if (edited := preset.edit(record)) is not None]
+
+
+def _with_none(row: Row, record: Record, *, columns: Sequence[str]) -> Record:
+    """The record with "None" as its input if the row has none; an empty text is one."""
+    given = any(row.get(column) is not None for column in columns)
+    return record if given else dataclasses.replace(record, input="None")
 
 
 def _columns(default: Columns, given: Mapping[str, str], *, found: Sequence[str], source: str) -> Columns:

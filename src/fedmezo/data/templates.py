@@ -1,7 +1,7 @@
 """Prompt templates: the text before an answer, and the tokens that open a row and close an answer.
 
-Source: the "alpaca" template has the structure of Stanford Alpaca's, with sentences of our own; "sst2" is the
-template of MeZO (arXiv:2305.17333).
+Source: the "alpaca" template has the structure of Stanford Alpaca's, with sentences of our own; "alpaca-input" is its
+form for records with an input, used for all of them; "sst2" is the template of MeZO (arXiv:2305.17333).
 """
 
 import re
@@ -15,7 +15,7 @@ from fedmezo.errors import DataError
 
 __all__ = ["TEMPLATES", "Format", "Tokenizer", "resolve"]
 
-TEMPLATES = ("auto", "chat", "alpaca", "plain", "sst2")
+TEMPLATES = ("auto", "chat", "alpaca", "alpaca-input", "plain", "sst2")
 
 WITH_INPUT = (
     "You are given an instruction and an input that goes with it. Write a response that carries out the "
@@ -86,6 +86,8 @@ def _request(record: Record) -> tuple[str, str]:
 
 
 def _named(template: str, record: Record) -> str:
+    if template == "alpaca-input":
+        return WITH_INPUT.format(instruction=record.instruction, input=record.input)
     instruction, given = _request(record)
     if template == "sst2":
         return f"{given or instruction} It was "

@@ -1,9 +1,9 @@
 """The sections that say what a run is made of: model, adapter, data and how the data is dealt."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fedmezo.studies.keys import MAX_SEED, Section, key
 
@@ -97,7 +97,33 @@ class Data(Section):
     )
     split: str = key("Split of a Hugging Face data set.", default="train", min_length=1)
     limit: int | None = key(
-        'Records to use at most; "all" for no limit.', default=None, word="all", also=("max_samples",), ge=1
+        'Records to use at most, drawn before any other choice; "all" for no limit.',
+        default=None,
+        word="all",
+        also=("max_samples",),
+        ge=1,
+    )
+    categories: Annotated[tuple[str, ...], Field(min_length=1)] | Annotated[int, Field(ge=1)] | None = key(
+        "Values of split.field whose records are used, as a list, or how many of them to draw among those with usable "
+        'records; "all" for every one.',
+        default=None,
+        word="all",
+        also=("tasks",),
+    )
+    per_category: int | None = key(
+        'Usable records kept of each value of split.field at most, drawn by data.seed; "all" for no limit.',
+        default=None,
+        word="all",
+        ge=1,
+    )
+    min_per_category: int = key(
+        "Values of split.field with fewer usable records are left out and counted.", default=1, ge=1
+    )
+    max_input: int | None = key(
+        'Longest input field in characters; records with a longer one are dropped and counted; "any" for no limit.',
+        default=None,
+        word="any",
+        ge=0,
     )
     choices: tuple[str, ...] = key(
         "Candidate answers of a classification task, as a list, for records that bring none of their own.", default=()
@@ -112,8 +138,8 @@ class Data(Section):
         ge=2,
     )
     template: str = key(
-        "Prompt: auto (the model's chat template if it has one) | a named template | your own text with "
-        "{instruction}, {input} and the like.",
+        "Prompt: auto (the model's chat template if it has one) | chat | alpaca | alpaca-input (alpaca's form with an "
+        "input for every record) | plain | sst2 | your own text with {instruction} and {input}.",
         default="auto",
         also=("prompt", "prompt_template"),
         min_length=1,
@@ -122,13 +148,27 @@ class Data(Section):
         "Share of the records kept back for evaluation, above 0 and below 1.", default=0.1, gt=0, lt=1
     )
     eval_examples: int | None = key(
-        'Records kept back for evaluation, as a number; "auto" goes by eval_fraction.', default=None, word="auto", ge=1
+        'Records kept back for evaluation, as a number; "auto" goes by eval_fraction, and is all of eval_categories.',
+        default=None,
+        word="auto",
+        ge=1,
+    )
+    eval_categories: tuple[str, ...] = key(
+        "Held-out task: values of split.field, as a list. The evaluation set is made of their records, and no client "
+        "trains on any of them.",
+        default=(),
+        also=("held_out",),
     )
     eval_path: str | None = key(
         "A file of its own for evaluation; nothing is kept back then.",
         default=None,
         example="data/test.jsonl",
         min_length=1,
+    )
+    compat: tuple[Literal["none-input"], ...] = key(
+        'Quirks of the official code to repeat, as a list. none-input: a missing input is the text "None", and so '
+        "every GSM8K prompt takes the form with an input.",
+        default=(),
     )
     seed: int = key("Names the draw of records, the evaluation set and the split.", default=0, ge=0, le=MAX_SEED)
 
@@ -146,14 +186,23 @@ class Data(Section):
     def _one_evaluation_set(self) -> "Data":
         if self.eval_path is not None and self.eval_examples is not None:
             raise ValueError("data.eval_path and data.eval_examples are both given; give one of them.")
+        if self.eval_path is not None and self.eval_categories:
+            raise ValueError("data.eval_path and data.eval_categories are both given; give one of them.")
+        both = set(self.eval_categories) & set(self.categories if isinstance(self.categories, tuple) else ())
+        if both:
+            raise ValueError(
+                f'data.categories and data.eval_categories both name "{min(both)}"; held-out records are never trained '
+                "on, so take it out of one of them."
+            )
         return self
 
 
 class Split(Section):
     """How the records are dealt to the clients."""
 
-    kind: Literal["iid", "lda", "meta"] = key(
-        "iid (at random) | lda (label shares from a Dirichlet distribution) | meta (each client its own labels).",
+    kind: Literal["iid", "lda", "meta", "natural"] = key(
+        "iid (at random) | lda (label shares from a Dirichlet distribution) | meta (each client its own labels) | "
+        "natural (each label is one client; federation.clients must be their number).",
         default="iid",
         also=("splitter",),
     )
@@ -163,6 +212,18 @@ class Split(Section):
         gt=0,
         also=("dirichlet_alpha",),
     )
+    balanced: bool = key(
+        "lda: a client that holds the mean number of records gets none of the labels still to be shared out, as in "
+        "FedKSeed.",
+        default=False,
+    )
+    min_examples: int = key(
+        "lda: shares are drawn afresh until every client has this many records; 10 in FedKSeed.", default=1, ge=1
+    )
     field: str = key(
-        "Record field that holds the label for lda and meta.", default="category", also=("partition_by",), min_length=1
+        "Record field that holds the label: what lda, meta and natural deal by, and what data.categories and "
+        "data.eval_categories name.",
+        default="category",
+        also=("partition_by",),
+        min_length=1,
     )
