@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from fedmezo.cli import main
 
-VERBS = ["run", "resume", "eval", "export", "verify", "rollback", "report", "plan", "fetch", "config"]
+VERBS = ["run", "resume", "compare", "eval", "export", "verify", "rollback", "report", "plan", "fetch", "config"]
 DIGEST = "ab" * 32
 
 

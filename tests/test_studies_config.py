@@ -236,12 +236,38 @@ SENTENCES = [
     ("algorithm.mu=inf", 'algorithm.mu: expected a number > 0 or "auto", got Infinity.'),
     ("algorithm.clip=0", 'algorithm.clip: expected a number > 0 or "none", got 0.'),
     ("algorithm.directions=0", "algorithm.directions: expected a whole number >= 1, got 0."),
-    ("algorithm.name=adam", 'algorithm.name: "adam" is not known; available: fedmezo.'),
-    ("algorithm.name=fedavg", 'algorithm.name: "fedavg" is not in this version yet; available: fedmezo.'),
+    (
+        "algorithm.name=adam",
+        'algorithm.name: expected one of "fedmezo", "fedavg", "fedkseed", "fedkseed-pro", got "adam".',
+    ),
+    (
+        "federation.pull=sums",
+        'federation.pull = "sums" needs a pool of seeds: algorithm.name "fedkseed" or "fedkseed-pro", got "fedmezo".',
+    ),
+    (
+        "federation.sums_coding=float16",
+        'federation.sums_coding = "float16" needs a pool of seeds: algorithm.name "fedkseed" or "fedkseed-pro", '
+        'got "fedmezo".',
+    ),
+    (
+        "federation.budget={steps=3}",
+        "federation.budget: expected one of rounds, forwards, tokens, seconds, bytes, got 'steps'.",
+    ),
+    ("federation.budget={rounds=0}", "federation.budget: expected more than 0 rounds, got 0.0."),
+    (
+        "algorithm.normalise=true",
+        "algorithm.normalise divides by the deviation of a step's slopes: algorithm.directions must be at least 2, "
+        "got 1.",
+    ),
+    (
+        "algorithm.weight_decay=0.1",
+        "algorithm.weight_decay is for fedavg only, got 0.1 with fedmezo: a decay is a multiple of the parameters, "
+        "which no sum of named directions can express, so scalars could not carry it. Set it to 0.",
+    ),
     ("algorithm.law=uniform", 'algorithm.law: expected one of "gaussian", "rademacher", got "uniform".'),
     ("algorithm.paper_eq2_scale=true", 'algorithm.paper_eq2_scale needs algorithm.estimator = "forward".'),
     ("split.alpha=0", "split.alpha: expected a number > 0, got 0."),
-    ("split.kind=dirichlet", 'split.kind: expected one of "iid", "lda", "meta", got "dirichlet".'),
+    ("split.kind=dirichlet", 'split.kind: expected one of "iid", "lda", "meta", "natural", got "dirichlet".'),
     (
         "eval.metrics=loss",
         'eval.metrics: expected a list of "loss", "accuracy", "rouge_l", "exact_match", got "loss".',

@@ -19,8 +19,9 @@ from typer.core import TyperArgument
 
 from fedmezo import __version__
 from fedmezo.channels import aside, emit, fail
+from fedmezo.cli_compare import compare
 from fedmezo.cli_config import Json, Settings, Source, config_app, mistake, read_config
-from fedmezo.errors import ConfigError, FedMeZOError
+from fedmezo.errors import ConfigError, FedMeZOError, StoppedError
 
 if TYPE_CHECKING:
     from fedmezo.studies.config import Config
@@ -39,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(config_app, name="config", rich_help_panel="Prepare")
+app.command(rich_help_panel="Tune")(compare)
 
 
 class Target(StrEnum):
@@ -64,12 +66,6 @@ ARGUMENTS = {
     "name": "Such as smollm2-135m.",
     "path": "The file to write; fedmezo.toml by default.",
 }
-
-
-class StoppedError(FedMeZOError):
-    """The user stopped a verb."""
-
-    exit_code = 130
 
 
 @app.callback(invoke_without_command=True)

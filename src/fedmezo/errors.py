@@ -7,7 +7,8 @@
     ├── NoiseError     the noise backend disagrees with the contract    (exit code 1)
     ├── WireError      bytes that are not a valid message               (exit code 1)
     ├── JournalError   a journal that is damaged, foreign or unwritable (exit code 1)
-    └── RunError       a run that cannot go on                          (exit code 1)
+    ├── RunError       a run that cannot go on                          (exit code 1)
+    └── StoppedError   the user stopped a verb                          (exit code 130)
 
 Exit code 2 asks for another input, exit code 1 tells that something went wrong.
 """
@@ -51,3 +52,9 @@ class JournalError(FedMeZOError):
 
 class RunError(FedMeZOError):
     """A run that cannot go on."""
+
+
+class StoppedError(FedMeZOError):
+    """The user stopped a verb; the message tells how to go on."""
+
+    exit_code = 130

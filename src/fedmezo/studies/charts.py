@@ -10,13 +10,28 @@ from typing import Any
 
 from fedmezo.errors import ConfigError
 from fedmezo.studies.facts import OTHER, Facts, Row
-from fedmezo.studies.page import PALETTE
+from fedmezo.studies.page import PALETTE, dot, safe
 
-__all__ = ["AXES", "MOST_LINES", "Chart", "charts", "client_colour", "figures_json", "plotly_script", "split_chart"]
+__all__ = [
+    "AXES",
+    "MOST_LINES",
+    "TITLES",
+    "Chart",
+    "Trace",
+    "charts",
+    "client_colour",
+    "figures_html",
+    "figures_json",
+    "house_layout",
+    "line",
+    "plotly_script",
+    "split_chart",
+]
 
 AXES = {
     "rounds": "Rounds done",
     "forwards": "Forward passes",
+    "tokens": "Tokens",
     "seconds": "Seconds of training",
     "bytes": "Bytes both ways",
 }
@@ -71,11 +86,12 @@ def client_colour(client: int) -> str:
     return PALETTE[1 + client % (len(PALETTE) - 1)]
 
 
-def _line(
+def line(
     name: str, x: Sequence[float], y: Sequence[float], *, colour: str, width: float = 2.0, **more: object
 ) -> Trace:
+    """Returns one line; `more` are Plotly's own settings of a trace."""
     mode = "lines" if sum(map(math.isfinite, y)) > 1 and len(y) > 40 else "lines+markers"
-    line = {"color": colour, "width": width}
+    look = {"color": colour, "width": width}
     trace = {
         "type": "scatter",
         "mode": mode,
@@ -84,10 +100,11 @@ def _line(
         "y": list(y),
         "cliponaxis": False,
     }
-    return {**trace, "line": line, "marker": {"size": 5, "color": colour}, **more}
+    return {**trace, "line": look, "marker": {"size": 5, "color": colour}, **more}
 
 
-def _layout(title: str, *, y: Mapping[str, object] | None = None, height: int = 300) -> dict[str, object]:
+def house_layout(title: str, *, y: Mapping[str, object] | None = None, height: int = 300) -> dict[str, object]:
+    """Returns the layout of all figures; `title` is the x axis', `y` Plotly's own settings of the y axis."""
     return {
         "height": height,
         "margin": {"l": 56, "r": 12, "t": 12, "b": 44},
@@ -126,10 +143,10 @@ def _evaluation(facts: Facts, metric: str) -> Chart | None:
             continue
         colour = PALETTE[len(key) % len(PALETTE)]
         axes = {axis: [spent[at][axis] for at, _ in seen] for axis in AXES}
-        traces.append(_line(split, axes["rounds"], [value for _, value in seen], colour=colour, meta=axes))
+        traces.append(line(split, axes["rounds"], [value for _, value in seen], colour=colour, meta=axes))
         key.append((split, colour))
     y = {} if metric == "loss" else {"tickformat": ".0%", "rangemode": "tozero"}
-    layout = _layout(AXES["rounds"], y=y)
+    layout = house_layout(AXES["rounds"], y=y)
     return Chart(f"evaluation-{metric}", TITLES[metric], traces, layout, tuple(key)) if traces else None
 
 
@@ -139,7 +156,7 @@ def _done(rows: Sequence[Row]) -> list[int]:
 
 def _training(facts: Facts) -> Chart:
     title = "Training loss (nats)"
-    mean = _line(
+    mean = line(
         "mean of the cohort",
         _done(facts.rows),
         [row.loss for row in facts.rows],
@@ -148,15 +165,15 @@ def _training(facts: Facts) -> Chart:
     )
     if len(facts.clients) > MOST_LINES:
         key = (("mean of the cohort", PALETTE[0]), ("middle 80 % of the clients", f"{PALETTE[0]}55"))
-        return Chart("training-loss", title, [*_band(facts), mean], _layout(AXES["rounds"]), key, wide=True)
+        return Chart("training-loss", title, [*_band(facts), mean], house_layout(AXES["rounds"]), key, wide=True)
     lines: list[Trace] = []
     named = [("mean", PALETTE[0])]
     for client in facts.clients:
         seen = [(row.round + 1, row.clients[client].loss) for row in facts.rows if client in row.clients]
         xs, ys = [at for at, _ in seen], [loss for _, loss in seen]
-        lines.append(_line(f"client {client}", xs, ys, colour=client_colour(client), width=1.2, opacity=0.7))
+        lines.append(line(f"client {client}", xs, ys, colour=client_colour(client), width=1.2, opacity=0.7))
         named.append((f"client {client}", client_colour(client)))
-    return Chart("training-loss", title, [*lines, mean], _layout(AXES["rounds"]), tuple(named), wide=True)
+    return Chart("training-loss", title, [*lines, mean], house_layout(AXES["rounds"]), tuple(named), wide=True)
 
 
 def _band(facts: Facts) -> list[Trace]:
@@ -167,8 +184,8 @@ def _band(facts: Facts) -> list[Trace]:
     x, low, high = [at for at, _ in cuts], [cut[0] for _, cut in cuts], [cut[-1] for _, cut in cuts]
     fill: dict[str, Any] = {"fill": "tonexty", "fillcolor": f"{PALETTE[0]}33"}
     return [
-        _line("10 % of the clients are below", x, low, **look),
-        _line("90 % of the clients are below", x, high, **look, **fill),
+        line("10 % of the clients are below", x, low, **look),
+        line("90 % of the clients are below", x, high, **look, **fill),
     ]
 
 
@@ -181,21 +198,21 @@ def _slopes(facts: Facts) -> Chart:
     )
     shown = [(name, [y if y > 0 else math.nan for y in ys], colour) for name, ys, colour in parts]
     shown = [part for part in shown if any(map(math.isfinite, part[1]))]
-    traces = [_line(name, x, y, colour=colour, width=1.6) for name, y, colour in shown]
-    layout = _layout(AXES["rounds"], y={"type": "log", "exponentformat": "e"})
+    traces = [line(name, x, y, colour=colour, width=1.6) for name, y, colour in shown]
+    layout = house_layout(AXES["rounds"], y={"type": "log", "exponentformat": "e"})
     note = "" if any(name == "clip in force" for name, *_ in shown) else "No clip was in force."
     return Chart("slopes", "Slopes, absolute (nats per unit)", traces, layout, tuple((n, c) for n, _, c in shown), note)
 
 
 def _rates(facts: Facts) -> Chart:
     x = _done(facts.rows)
-    traces = [_line("mean rate", x, [row.rate for row in facts.rows], colour=PALETTE[0])]
+    traces = [line("mean rate", x, [row.rate for row in facts.rows], colour=PALETTE[0])]
     key = [("mean rate", PALETTE[0])]
     if any(row.rates[1] - row.rates[0] > 1e-9 * row.rates[1] for row in facts.rows):
         for at, name in enumerate(("lowest of the clients", "highest of the clients")):
-            traces.append(_line(name, x, [row.rates[at] for row in facts.rows], colour=PALETTE[at + 1], width=1.2))
+            traces.append(line(name, x, [row.rates[at] for row in facts.rows], colour=PALETTE[at + 1], width=1.2))
             key.append((name, PALETTE[at + 1]))
-    layout = _layout(AXES["rounds"], y={"exponentformat": "e", "rangemode": "tozero"})
+    layout = house_layout(AXES["rounds"], y={"exponentformat": "e", "rangemode": "tozero"})
     return Chart("rate", "Learning rate", traces, layout, tuple(key))
 
 
@@ -204,8 +221,8 @@ def _traffic(facts: Facts) -> Chart:
     parts = [("sent by the clients", "up", PALETTE[0]), ("sent to the clients", "down", PALETTE[1])]
     if facts.dim and not facts.dense:
         parts.append(("each way, if the weights travelled", "dense", PALETTE[-2]))
-    traces = [_line(name, x, [spent[at - 1][field] for at in x], colour=colour) for name, field, colour in parts]
-    layout = _layout(AXES["rounds"], y={"type": "log", "tickformat": "~s", "ticksuffix": "B", "dtick": 1})
+    traces = [line(name, x, [spent[at - 1][field] for at in x], colour=colour) for name, field, colour in parts]
+    layout = house_layout(AXES["rounds"], y={"type": "log", "tickformat": "~s", "ticksuffix": "B", "dtick": 1})
     key = tuple((name, colour) for name, _, colour in parts)
     return Chart("traffic", "Bytes on the wire, cumulative", traces, layout, key)
 
@@ -231,12 +248,27 @@ def split_chart(labels: Mapping[int, Mapping[str, float]], *, names: Sequence[st
         "hovertemplate": "%{y}, %{x}: %{z} examples<extra></extra>",
         **({"texttemplate": "%{z}"} if few else {}),
     }
-    layout = _layout(
+    layout = house_layout(
         "", y={"autorange": "reversed", "showgrid": False, "nticks": 40}, height=min(90 + 30 * len(clients), 640)
     )
     x = {"type": "category", "automargin": True, "showgrid": False, "fixedrange": True}
     layout |= {"hovermode": "closest", "xaxis": x}
     return Chart("split", "Examples per client and category", [trace], layout)
+
+
+def figures_html(shown: Sequence[Chart]) -> str:
+    """Returns the places of the charts, each under its title and key; empty without charts."""
+    if not shown:
+        return ""
+    drawn = []
+    for chart in shown:
+        key = "".join(dot(name, colour=colour) for name, colour in chart.key)
+        note = f"<p class=note>{safe(chart.note)}</p>" if chart.note else ""
+        caption = f"<figcaption><b>{safe(chart.title)}</b>{key}</figcaption>{note}"
+        kind = " class=wide" if chart.wide else ""
+        hole = f"<div class=chart id={chart.id}></div><noscript>Charts need JavaScript.</noscript>"
+        drawn.append(f"<figure{kind}>{caption}{hole}</figure>")
+    return f"<div class=figures>{''.join(drawn)}</div>"
 
 
 def figures_json(shown: Sequence[Chart]) -> str:

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from fedmezo.errors import ConfigError
 from fedmezo.studies.complaints import sentences
 from fedmezo.studies.keys import Section
 from fedmezo.studies.material import Adapter, Data, Model, Split
-from fedmezo.studies.settings import Algorithm, Eval, Federation, Guard, Output, Runtime
+from fedmezo.studies.settings import POOLED, Algorithm, Eval, Federation, Guard, Output, Runtime
 from fedmezo.studies.tomltext import key_lines, value_text
 
 __all__ = [
@@ -58,6 +58,16 @@ class Config(Section):
     guard: Guard = Field(default_factory=Guard)
     output: Output = Field(default_factory=Output)
     runtime: Runtime = Field(default_factory=Runtime)
+
+    @model_validator(mode="after")
+    def _sums_need_a_pool(self) -> "Config":
+        federation, name = self.federation, self.algorithm.name
+        if (federation.pull == "sums" or federation.sums_coding != "float32") and name not in POOLED:
+            asked = 'pull = "sums"' if federation.pull == "sums" else f'sums_coding = "{federation.sums_coding}"'
+            raise ValueError(
+                f'federation.{asked} needs a pool of seeds: algorithm.name "fedkseed" or "fedkseed-pro", got "{name}".'
+            )
+        return self
 
     def to_toml(self) -> str:
         """Returns the resolved configuration as a TOML file; `load_config` of it is equal to this one."""

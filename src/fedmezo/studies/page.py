@@ -5,7 +5,7 @@ Every function takes plain text and returns safe HTML; `Html` marks text that is
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 __all__ = [
     "DASH",
@@ -17,11 +17,13 @@ __all__ = [
     "card",
     "change",
     "count",
+    "document",
     "dot",
     "duration",
     "number",
     "safe",
     "size",
+    "switch",
     "table",
 ]
 
@@ -43,6 +45,9 @@ PALETTE = (
     "#7d8790",
     "#c46a5a",
 )
+
+# Nothing may be loaded, so the browser itself refuses what a slip in a page, or in the data, would ask for.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 class Html(str):
@@ -138,6 +143,37 @@ def bar(parts: Sequence[tuple[str, float, str]]) -> Html:
     return Html(f"<span class=bar role=img title='{words}' aria-label='{words}'>{spans}</span>")
 
 
+def switch(axes: Mapping[str, str], *, chosen: str, logs: Collection[str] = ()) -> Html:
+    """Returns the choice of what charts are drawn against: axis -> title; `logs` are those with a log scale."""
+    marks = [
+        f"<label><input type=radio name=axis value={axis} data-title='{safe(title)}' "
+        f"data-kind={'log' if axis in logs else 'linear'}{' checked' if axis == chosen else ''}>"
+        f"<span>{safe(title)}</span></label>"
+        for axis, title in axes.items()
+    ]
+    return Html(f"<fieldset class=switch><legend>Drawn against</legend>{''.join(marks)}</fieldset>")
+
+
+def document(title: str, *, body: str, figures: str, plotly: str, style: str = "") -> str:
+    """Returns a whole page that needs no network.
+
+    Args:
+      title: plain text.
+      body: HTML.
+      figures: `figures_json` of the charts in it.
+      plotly: Plotly's script.
+      style: more rules, after the house's.
+    """
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{safe(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>{body}\n"
+        f'</main><script type="application/json" id="figures">{figures}</script>\n'
+        f"<script>{plotly}</script>\n<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
 STYLE = """
 :root{--page:#fbfbfa;--card:#fff;--ink:#1f262c;--soft:#5d6872;--line:#e2e5e8;--accent:#1f7299;
 color-scheme:light dark}
@@ -199,7 +235,9 @@ for (const input of document.querySelectorAll(".switch input"))
     for (const [id, figure] of Object.entries(figures)) {
       if (!figure.data.every((trace) => trace.meta)) continue;
       const x = figure.data.map((trace) => trace.meta[input.value]);
-      Plotly.update(id, {x}, {"xaxis.title.text": input.dataset.title});
+      const dtick = input.dataset.kind === "log" ? 1 : null;
+      Plotly.update(id, {x}, {"xaxis.title.text": input.dataset.title, "xaxis.type": input.dataset.kind,
+        "xaxis.dtick": dtick});
     }
   });
 """

@@ -8,11 +8,12 @@ from statistics import fmean
 
 from fedmezo.data.prompt import Example
 from fedmezo.fl.algorithm import Point, Reply, Task
-from fedmezo.fl.fedmezo import State
 from fedmezo.runtime.meter import peak_rss_mb
-from fedmezo.runtime.wire import News, encode_reply, encode_task
-from fedmezo.studies.build import Built, build
+from fedmezo.runtime.records import Entry, Round
+from fedmezo.runtime.wire import encode_reply, encode_task
+from fedmezo.studies.build import Built, build, build_downlink
 from fedmezo.studies.config import Config
+from fedmezo.zo.params import Params
 from fedmezo.zo.seedsum import DenseDelta
 
 __all__ = ["plan"]
@@ -29,9 +30,9 @@ def plan(config: Config) -> dict[str, object]:
     """
     built = build(config)
     federation, algorithm = built.config.federation, built.config.algorithm
-    tasks = list(built.algorithm.plan(State(), range(federation.clients)))
+    tasks = list(built.algorithm.plan(built.algorithm.init(), range(federation.clients)))
     walks = federation.rounds * len(tasks)
-    points = 2 * federation.local_steps * algorithm.directions
+    points = federation.local_steps * _passes(built.config)
     tokens = round(walks * points * federation.batch_size * _mean_length(built))
     return {
         "clients": federation.clients,
@@ -59,37 +60,49 @@ def _mean_length(built: Built) -> float:
     return fmean(length(example) for part in built.data.parts for example in part)
 
 
+def _passes(config: Config) -> int:
+    """Returns the forward passes of one local step; a backward pass counts as two, recomputed activations as one."""
+    algorithm = config.algorithm
+    if algorithm.name == "fedavg":
+        return 4 if algorithm.gradient_checkpointing else 3
+    return 2 * algorithm.directions if algorithm.estimator == "two-point" else algorithm.directions + 1
+
+
 def _bytes(built: Built) -> dict[str, float]:
-    """Returns the wire bytes of the whole run, from the sizes of real messages and the cohorts it will draw."""
-    federation = built.config.federation
-    cohorts = [built.algorithm.plan(State(round=n), range(federation.clients)) for n in range(federation.rounds)]
-    tasks = cohorts[0]
-    task, slopes = tasks[0], (1.0,) * (tasks[0].steps * tasks[0].directions)
-    dense = 4 * built.bench.params.dim
-    news = News(tuple(tasks), (slopes,) * len(tasks), (1 / len(tasks),) * len(tasks))
-    bare, told = (len(encode_task(replace(task, round=1), list(some))) for some in ((), (news,)))
-    delta = DenseDelta(dict(built.bench.params)) if task.dense else None
-    up = len(encode_reply(Reply(0, task.client, 1, 1.0, slopes, delta)))
-    walks = federation.rounds * len(tasks)
-    down = walks * bare + (walks * dense if task.dense else _missed(cohorts) * (told - bare))
+    """Returns the wire bytes of the whole run: its rounds are planned and answered with slopes of 1, nothing moves."""
+    dim, state = built.bench.params.dim, built.algorithm.init()
+    downlink, up, down, walks = build_downlink(built.config, dim=dim), 0, 0, 0
+    for number in range(built.config.federation.rounds):
+        tasks = built.algorithm.plan(state, range(built.config.federation.clients))
+        replies = [_reply(task, built) for task in tasks]
+        for task, reply in zip(tasks, replies, strict=True):
+            offer = downlink.offer(task, built.algorithm.sums(state))
+            down += len(encode_task(task, offer.content)) + (4 * dim if offer.kind == "dense" else 0)
+            up += len(encode_reply(replace(reply, delta=None))) + (0 if reply.delta is None else _written(reply.delta))
+        state, update = built.algorithm.aggregate(state, replies)
+        entries = zip(tasks, replies, update.weights, strict=True)
+        done = tuple(Entry(task, reply, weight, 0, 0) for task, reply, weight in entries)
+        downlink.remember(Round(number, done, loss=0, rate=0, slowed=1, seconds=0, forwards=0, tokens=0))
+        walks += len(tasks)
     return {
-        "up_per_client_round": up,
+        "up_per_client_round": round(up / walks, 1),
         "down_per_client_round": round(down / walks, 1),
-        "up_total": up * walks,
+        "up_total": up,
         "down_total": down,
-        "dense_up_per_client_round": dense,
+        "dense_up_per_client_round": 4 * dim,
     }
 
 
-def _missed(cohorts: Sequence[Sequence[Task]]) -> int:
-    """Returns how often a client has to be told of an earlier round, its own last one included."""
-    seen: dict[int, int] = {}
-    missed = 0
-    for number, tasks in enumerate(cohorts):
-        for task in tasks:
-            missed += number - seen.get(task.client, 0)
-            seen[task.client] = number
-    return missed
+def _reply(task: Task, built: Built) -> Reply:
+    slopes = () if task.method != "walk" else (1.0,) * (task.steps * task.directions)
+    delta = DenseDelta(dict(built.bench.params)) if task.dense or task.method != "walk" else None
+    return Reply(task.round, task.client, 1, 1.0, slopes, delta, task.coding)
+
+
+def _written(delta: DenseDelta) -> int:
+    """Returns the wire bytes of a delta, without writing it out."""
+    heads = sum(3 + len(name.encode()) + 8 * tensor.dim() for name, tensor in delta.tensors.items())
+    return 4 + heads + 4 * sum(tensor.numel() for tensor in delta.tensors.values())
 
 
 def _memory(built: Built) -> dict[str, int]:
@@ -104,18 +117,14 @@ def _seconds(built: Built, tasks: list[Task]) -> dict[str, float]:
     with built.bench.open(len(tasks)) as copies:
         times = []
         for step in range(1 + _PROBE_STEPS):
-            points = [
-                Point(params, 1, sign * task.mu, task.client, 0, min(step, task.steps - 1))
-                for task, params in zip(tasks, copies, strict=True)
-                for sign in (1, -1)
-            ]
             began = time.perf_counter()
-            built.bench.losses(points)
+            _probe(built, tasks, copies, step=step)
             times.append(time.perf_counter() - began)
     federation = built.config.federation
     cohort = federation.cohort or federation.clients
     one = fmean(times[1:]) / len(tasks)
-    train = one * cohort * federation.local_steps * built.config.algorithm.directions * federation.rounds
+    pairs = 1 if tasks[0].method != "walk" else _passes(built.config) / 2
+    train = one * cohort * federation.local_steps * pairs * federation.rounds
     some = built.data.evaluation["eval"][:32]
     began = time.perf_counter()
     built.bench.evaluate(some)
@@ -129,12 +138,28 @@ def _seconds(built: Built, tasks: list[Task]) -> dict[str, float]:
     }
 
 
+def _probe(built: Built, tasks: Sequence[Task], copies: Sequence[Params], *, step: int) -> None:
+    """Does what one step costs: a pair of losses, or a gradient, per task."""
+    points = [
+        Point(params, 1, sign * task.mu, task.client, 0, min(step, task.steps - 1))
+        for task, params in zip(tasks, copies, strict=True)
+        for sign in ((1, -1) if task.method == "walk" else (0,))
+    ]
+    if tasks[0].method == "walk":
+        built.bench.losses(points)
+    else:
+        for point in points:
+            built.bench.gradient(point)
+
+
 def _advice(built: Built) -> list[str]:
     """Returns one sentence per thing worth changing; empty when nothing is."""
     algorithm, federation, dim = built.config.algorithm, built.config.federation, built.bench.params.dim
     rate, mu = float(algorithm.rate or 0), float(algorithm.mu or 0)
     safe = 0.3 / math.sqrt(dim)
     advice = list(built.notes)
+    if algorithm.name == "fedavg":
+        return advice + _about_data(built)
     if rate > 4 * safe and algorithm.clip == "none":
         advice.append(
             f"rate {rate:g} is over four times 0.3/sqrt(d) = {safe:.2g} and nothing clips the slopes: expect a surge."
@@ -150,6 +175,13 @@ def _advice(built: Built) -> list[str]:
         advice.append(
             f"{steps} client steps in all are few for forward-only training; some hundred are needed to see progress."
         )
+    return advice + _about_data(built)
+
+
+def _about_data(built: Built) -> list[str]:
+    """Returns what is worth knowing about the clients' data."""
+    advice = []
+    federation = built.config.federation
     short = [client for client, size in built.data.sizes.items() if size < federation.batch_size]
     if short:
         advice.append(

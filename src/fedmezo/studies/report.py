@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fedmezo.runtime.journal import Journal
-from fedmezo.studies.charts import AXES, Chart, charts, figures_json, plotly_script, split_chart
+from fedmezo.studies.charts import AXES, Chart, charts, figures_html, figures_json, plotly_script, split_chart
 from fedmezo.studies.facts import Facts, Split, gather, setting
-from fedmezo.studies.page import SCRIPT, STYLE, Html, dot, safe
+from fedmezo.studies.page import Html, document, safe, switch
 from fedmezo.studies.tables import cards, categories, clients, configuration, evaluations, events, identity
 
 __all__ = ["write_report"]
 
 _NOTHING = "<p>No round is complete yet.</p>"
-# Nothing may be loaded, so the browser itself refuses what a slip in this file, or in the data, would ask for.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def write_report(
@@ -68,14 +66,7 @@ def _page(facts: Facts, split: Split, *, folder: str, script: str) -> str:
     body = "\n".join(
         f"<section>{part}</section>" for part in _sections(facts, split, groups=groups, folder=folder) if part
     )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{safe(title)}</title><style>{STYLE}</style></head>\n<body><main>{_head(facts, title)}\n{body}\n"
-        f'</main><script type="application/json" id="figures">{figures}</script>\n'
-        f"<script>{script}</script>\n<script>{SCRIPT}</script></body></html>\n"
-    )
+    return document(title, body=f"{_head(facts, title)}\n{body}", figures=figures, plotly=script)
 
 
 def _title(facts: Facts) -> str:
@@ -106,37 +97,20 @@ def _head(facts: Facts, title: str) -> Html:
 
 def _sections(facts: Facts, split: Split, *, groups: Mapping[str, Sequence[Chart]], folder: str) -> Iterator[str]:
     yield cards(facts)
-    yield ("<h2>Evaluation</h2>" + _switch(groups["evaluation"]) + _figures(groups["evaluation"]) + evaluations(facts))
-    yield "<h2>Training</h2>" + (_figures([*groups["training"], *groups["slopes"]]) or _NOTHING)
-    yield "<h2>Traffic</h2>" + (_figures(groups["traffic"]) or _NOTHING)
-    yield clients(facts, split) + _figures(groups["split"])
+    yield (
+        "<h2>Evaluation</h2>" + _switch(groups["evaluation"]) + figures_html(groups["evaluation"]) + evaluations(facts)
+    )
+    yield "<h2>Training</h2>" + (figures_html([*groups["training"], *groups["slopes"]]) or _NOTHING)
+    yield "<h2>Traffic</h2>" + (figures_html(groups["traffic"]) or _NOTHING)
+    yield clients(facts, split) + figures_html(groups["split"])
     yield categories(facts)
     yield events(facts)
     yield identity(facts, folder)
     yield configuration(facts)
 
 
-def _figures(shown: Sequence[Chart]) -> str:
-    if not shown:
-        return ""
-    drawn = []
-    for chart in shown:
-        key = "".join(dot(name, colour=colour) for name, colour in chart.key)
-        note = f"<p class=note>{safe(chart.note)}</p>" if chart.note else ""
-        caption = f"<figcaption><b>{safe(chart.title)}</b>{key}</figcaption>{note}"
-        kind = " class=wide" if chart.wide else ""
-        hole = f"<div class=chart id={chart.id}></div><noscript>Charts need JavaScript.</noscript>"
-        drawn.append(f"<figure{kind}>{caption}{hole}</figure>")
-    return f"<div class=figures>{''.join(drawn)}</div>"
-
-
 def _switch(shown: Sequence[Chart]) -> str:
     """Returns the choice of what the evaluation charts are drawn against."""
     if not shown:
         return "<p>Nothing was evaluated yet.</p>"
-    marks = [
-        f"<label><input type=radio name=axis value={axis} data-title='{safe(title)}'{'' if at else ' checked'}>"
-        f"<span>{safe(title)}</span></label>"
-        for at, (axis, title) in enumerate(AXES.items())
-    ]
-    return f"<fieldset class=switch><legend>Drawn against</legend>{''.join(marks)}</fieldset>"
+    return switch(AXES, chosen="rounds")

@@ -15,8 +15,9 @@ from fedmezo.channels import plain
 from fedmezo.errors import ConfigError, JournalError
 from fedmezo.runtime.journal import Header, Journal
 from fedmezo.runtime.meter import peak_rss_mb
-from fedmezo.runtime.simulate import START, RoundReport, simulate
-from fedmezo.studies.build import Built, build, load_base
+from fedmezo.runtime.progress import RoundReport
+from fedmezo.runtime.simulate import START, simulate
+from fedmezo.studies.build import Built, build, build_downlink, load_base
 from fedmezo.studies.config import Config
 from fedmezo.studies.folder import DATA, JOURNAL, base_of, new_folder, opened, writing
 from fedmezo.studies.judge import judge
@@ -147,6 +148,8 @@ def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None)
         evaluate=lambda: judge(built),
         every=config.eval.every,
         on_surge=config.guard.on_surge,
+        downlink=build_downlink(config, dim=built.bench.params.dim),
+        budget=config.federation.budget,
     )
     for report in reports:
         watched.round(report)

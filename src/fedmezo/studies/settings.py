@@ -3,14 +3,15 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedmezo.studies.keys import MAX_SEED, Section, key
 
-__all__ = ["AVAILABLE", "Algorithm", "Eval", "Federation", "Guard", "Output", "Runtime"]
+__all__ = ["ALGORITHMS", "BUDGETS", "POOLED", "Algorithm", "Eval", "Federation", "Guard", "Output", "Runtime"]
 
 ALGORITHMS = ("fedmezo", "fedavg", "fedkseed", "fedkseed-pro")
-AVAILABLE = ("fedmezo",)
+POOLED = ("fedkseed", "fedkseed-pro")
+BUDGETS = ("rounds", "forwards", "tokens", "seconds", "bytes")
 
 
 class Federation(Section):
@@ -38,6 +39,22 @@ class Federation(Section):
         "What travels up: scalars (4 bytes a step) | dense (every trained parameter). The model is the same.",
         default="scalars",
     )
+    pull: Literal["auto", "pairs", "sums", "dense"] = key(
+        "How a client gets the model: pairs (the steps it missed) | sums (one number per seed of the pool, for the "
+        "fedkseed family) | dense (every trained parameter) | auto (whichever is cheapest at this bandwidth).",
+        default="auto",
+    )
+    sums_coding: Literal["float32", "float16", "bfloat16"] = key(
+        "Number format of the pool's sums on their way to a client; the 16-bit ones halve the bytes and change where "
+        "its walk starts by their rounding.",
+        default="float32",
+    )
+    bandwidth: float = key("A client's download in MB/s, to choose what to pull.", default=1.25, gt=0)
+    budget: dict[str, float] = key(
+        "End the run after the first round at which one of these is spent, as a table: { forwards = 2000 }. A backward "
+        "pass counts as two forwards; bytes go both ways.",
+        default={},
+    )
 
     @model_validator(mode="after")
     def _cohort_fits(self) -> "Federation":
@@ -45,15 +62,25 @@ class Federation(Section):
             raise ValueError(
                 f"federation.cohort: expected at most federation.clients = {self.clients}, got {self.cohort}."
             )
+        for name, amount in self.budget.items():
+            if name not in BUDGETS:
+                raise ValueError(f"federation.budget: expected one of {', '.join(BUDGETS)}, got {name!r}.")
+            if amount <= 0:
+                raise ValueError(f"federation.budget: expected more than 0 {name}, got {amount}.")
         return self
 
 
 class Algorithm(Section):
     """The descent every client does."""
 
-    name: str = key(f"Which algorithm; available in this version: {', '.join(AVAILABLE)}.", default="fedmezo")
+    name: Literal["fedmezo", "fedavg", "fedkseed", "fedkseed-pro"] = key(
+        "fedmezo (a fresh direction every step) | fedkseed (directions from a pool of seeds) | fedkseed-pro (seeds "
+        "that mattered are drawn more often) | fedavg (backpropagation, the baseline).",
+        default="fedmezo",
+    )
     rate: float | None = key(
-        'Learning rate, in parameter units per unit of slope; the paper\'s eta. "auto" is 0.3 / sqrt(d).',
+        'Learning rate, in parameter units per unit of slope; the paper\'s eta. "auto" is 0.3 / sqrt(d), or 0.05 (sgd) '
+        "and 5e-4 (adamw) for fedavg.",
         default=None,
         word="auto",
         also=("lr", "learning_rate"),
@@ -90,21 +117,69 @@ class Algorithm(Section):
         default="constant",
         also=("schedule", "lr_scheduler_type"),
     )
+    normalise: bool = key(
+        "Divide the slopes of a step by their deviation, so that the rate is a step length, as FZOO; needs "
+        "directions of at least 2.",
+        default=False,
+        also=("normalize",),
+    )
+    momentum: float = key(
+        "Share of the last step that is repeated, kept as (seed, coefficient) pairs; starts anew every round.",
+        default=0.0,
+        ge=0,
+        lt=1,
+    )
+    coding: Literal["float32", "float16", "bfloat16", "float8", "sign"] = key(
+        "Number format of the slopes on the wire: float32 | float16 | bfloat16 | float8 (e5m2) | sign (1 bit, as "
+        "FeedSign). Clients walk by the rounded slopes, so the model is what the bytes say.",
+        default="float32",
+    )
     pool: int = key(
         "Seeds to draw directions from, for the fedkseed family; the paper's K.",
         default=4096,
         also=("pool_size",),
         ge=1,
-        le=2**31,
+        le=2**20,
+    )
+    temperature: float = key(
+        "fedkseed-pro: what the scores are divided by before the softmax; lower prefers the best seeds more.",
+        default=1.0,
+        gt=0,
+    )
+    importance: bool = key(
+        "fedkseed-pro: weight every step by 1 / (K p), so that its mean is that of a uniform draw.", default=False
+    )
+    score_clip: float = key(
+        "fedkseed-pro: |slope| counts at most this much in a seed's score; the paper's C.",
+        default=1000.0,
+        also=("bias_loss_clip",),
+        gt=0,
+    )
+    score_prior: bool = key(
+        "fedkseed-pro: every seed's history begins with one slope of 0, as in the paper's code; without it, seeds "
+        "never drawn score the mean.",
+        default=True,
+    )
+    optimizer: Literal["sgd", "adamw"] = key(
+        "fedavg: sgd (the papers' baseline) | adamw; its state starts anew every round.",
+        default="sgd",
+        also=("optim",),
+    )
+    weight_decay: float = key("fedavg: share of the parameters taken off per unit of rate.", default=0.0, ge=0)
+    gradient_checkpointing: bool = key(
+        "fedavg: compute activations twice instead of keeping them; less memory, a third more time.", default=False
     )
 
-    @field_validator("name")
+    @field_validator("weight_decay")
     @classmethod
-    def _available(cls, name: str) -> str:
-        if name in AVAILABLE:
-            return name
-        state = "is not in this version yet" if name in ALGORITHMS else "is not known"
-        raise ValueError(f'algorithm.name: "{name}" {state}; available: {", ".join(AVAILABLE)}.')
+    def _decays_gradients_only(cls, decay: float, info: ValidationInfo) -> float:
+        name = info.data.get("name")
+        if decay and name != "fedavg":
+            raise ValueError(
+                f"algorithm.weight_decay is for fedavg only, got {decay} with {name}: a decay is a multiple of the "
+                "parameters, which no sum of named directions can express, so scalars could not carry it. Set it to 0."
+            )
+        return decay
 
     @field_validator("clip", mode="before")
     @classmethod
@@ -115,6 +190,16 @@ class Algorithm(Section):
     def _scale_needs_forward(self) -> "Algorithm":
         if self.paper_eq2_scale and self.estimator != "forward":
             raise ValueError('algorithm.paper_eq2_scale needs algorithm.estimator = "forward".')
+        if self.normalise and self.directions < 2:
+            raise ValueError(
+                f"algorithm.normalise divides by the deviation of a step's slopes: algorithm.directions must be at "
+                f"least 2, got {self.directions}."
+            )
+        if self.name == "fedavg" and self.optimizer == "adamw" and self.momentum:
+            raise ValueError(
+                f"algorithm.momentum is for sgd, got {self.momentum} with adamw, which keeps means of its own; set it "
+                "to 0."
+            )
         return self
 
     @property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fedmezo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedmezo.runtime.simulate import RoundReport
+    from fedmezo.runtime.progress import RoundReport
 
 __all__ = ["NullWatch", "TensorBoardWatch", "Watch", "Watchers"]
 
