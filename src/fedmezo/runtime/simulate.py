@@ -195,7 +195,8 @@ class Simulation(Generic[S]):
         skipped = sum(entry.reply.skipped for entry in entries)
         if skipped:
             yield "skipped", f"{skipped} directions skipped: a loss was not finite; lower rate or mu, or use float32"
-        if all(slope == 0 for entry in entries for slope in entry.reply.slopes):
+        slopes = [slope for entry in entries for slope in entry.reply.slopes]
+        if slopes and not any(slopes):
             yield (
                 "zero-slope",
                 "every slope was 0: the loss does not depend on the trained parameters, or mu is too small",

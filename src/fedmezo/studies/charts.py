@@ -128,7 +128,7 @@ def charts(facts: Facts) -> dict[str, list[Chart]]:
     return {
         "evaluation": [chart for metric in TITLES if (chart := _evaluation(facts, metric))],
         "training": [_training(facts)],
-        "slopes": [_slopes(facts), _rates(facts)],
+        "slopes": [*_slopes(facts), _rates(facts)],
         "traffic": [_traffic(facts)],
     }
 
@@ -189,7 +189,8 @@ def _band(facts: Facts) -> list[Trace]:
     ]
 
 
-def _slopes(facts: Facts) -> Chart:
+def _slopes(facts: Facts) -> list[Chart]:
+    """Returns the chart of the slopes; none after backpropagation, which has no slopes."""
     x, rows = _done(facts.rows), facts.rows
     parts = (
         ("scale of the slopes", [row.scale for row in rows], PALETTE[0]),
@@ -201,7 +202,8 @@ def _slopes(facts: Facts) -> Chart:
     traces = [line(name, x, y, colour=colour, width=1.6) for name, y, colour in shown]
     layout = house_layout(AXES["rounds"], y={"type": "log", "exponentformat": "e"})
     note = "" if any(name == "clip in force" for name, *_ in shown) else "No clip was in force."
-    return Chart("slopes", "Slopes, absolute (nats per unit)", traces, layout, tuple((n, c) for n, _, c in shown), note)
+    title, key = "Slopes, absolute (nats per unit)", tuple((n, c) for n, _, c in shown)
+    return [Chart("slopes", title, traces, layout, key, note)] if shown else []
 
 
 def _rates(facts: Facts) -> Chart:

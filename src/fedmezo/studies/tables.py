@@ -78,6 +78,8 @@ def _smaller(facts: Facts, total: float, shares: int) -> str:
     if not (facts.dim and total):
         return ""
     dense = 4 * facts.dim * shares
+    if dense < 1.1 * total:
+        return "the weights themselves travel"
     return f"{number(dense / total, 3) if dense < 1000 * total else count(dense / total)} times less than the weights"
 
 

@@ -1,0 +1,98 @@
+"""All four algorithms through the study verbs: the promises of a run hold for each of them."""
+
+import pytest
+from tiny_runs import StopAfter, StopError, small, write_records
+
+from fedmezo.runtime.journal import Journal
+from fedmezo.studies.plan import plan
+from fedmezo.studies.run import evaluate, export, resume, run, verify
+
+FAMILY = {
+    "fedmezo": {"name": "fedmezo"},
+    "fedkseed": {"name": "fedkseed", "pool": 32},
+    "fedkseed-pro": {"name": "fedkseed-pro", "pool": 32, "coding": "float16", "importance": True},
+    "fedavg": {"name": "fedavg", "rate": 0.02, "momentum": 0.5, "weight_decay": 0.01},
+    "fedavg-adamw": {"name": "fedavg", "optimizer": "adamw", "gradient_checkpointing": True},
+}
+TAKING_PART = {"clients": 5, "cohort": 2, "rounds": 4, "local_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return write_records(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: run(asked(records, name), out=folder / name) for name in FAMILY}
+
+
+def asked(records, name, **federation):
+    return small(records, algorithm=FAMILY[name], federation=TAKING_PART | federation)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_resume_equals_uninterrupted(records, whole, tmp_path, name):
+    with pytest.raises(StopError):
+        run(asked(records, name), out=tmp_path / "r", watch=StopAfter(1))
+    assert resume(tmp_path / "r").digest == whole[name].digest
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_journal_rebuilds_the_model_and_its_adapter_is_judged_alike(whole, tmp_path, name):
+    folder = whole[name].run_dir
+    assert verify(folder)["digest"] == whole[name].digest
+    adapter = export(folder, out=tmp_path / "adapter")
+    assert evaluate(adapter)["loss"] == pytest.approx(whole[name].eval["end"]["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_plan_foretells_bytes_and_forward_passes(records, whole, name):
+    foretold = plan(asked(records, name))
+    assert foretold["bytes"]["up_total"] == whole[name].bytes["up_total"]
+    assert foretold["bytes"]["down_total"] == whole[name].bytes["down_total"]
+    assert foretold["forwards"] == whole[name].forwards
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_sound_run_has_no_event(whole, name):
+    with Journal.open(whole[name].run_dir + "/journal.sqlite", readonly=True) as journal:
+        assert journal.events() == []
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_algorithm_learns_something(records, tmp_path, name):
+    rate = {"rate": 3e-3} if not name.startswith("fedavg") else {"rate": 0.05} if name == "fedavg" else {"rate": 3e-3}
+    config = small(
+        records,
+        algorithm=FAMILY[name] | rate,
+        adapter={"rank": 8, "alpha": 16},
+        federation=TAKING_PART | {"rounds": 12, "local_steps": 10, "batch_size": 4, "seed": 2},
+        eval={"every": 12, "examples": 8},
+    )
+    summary = run(config, out=tmp_path / "r")
+    assert summary.eval["end"]["loss"] < summary.eval["start"]["loss"] - 0.1
+
+
+def test_the_same_seed_draws_the_same_cohorts_for_all(whole):
+    def cohorts(summary):
+        with Journal.open(summary.run_dir + "/journal.sqlite", readonly=True) as journal:
+            return [tuple(entry.task.client for entry in done.entries) for done in journal.rounds()]
+
+    assert len({str(cohorts(summary)) for summary in whole.values()}) == 1
+
+
+def test_only_the_baseline_sends_parameters(whole):
+    dense = 4 * whole["fedavg"].dim
+    for name, summary in whole.items():
+        assert (summary.bytes["up_per_client_round"] > dense) == name.startswith("fedavg")
+
+
+def test_a_budget_ends_a_run_and_a_resumed_one_too(records, tmp_path):
+    config = asked(records, "fedkseed", rounds=50, budget={"forwards": 30})
+    summary = run(config, out=tmp_path / "r")
+    assert summary.rounds == 3
+    assert summary.forwards == 36
+    assert summary.eval["end"]["loss"] > 0
+    assert resume(tmp_path / "r").digest == summary.digest
