@@ -95,6 +95,52 @@ def measured() -> str:
     return "\n".join(rows)
 
 
+COMPARED = (("sst2", "SST-2, lda"), ("dolly", "Dolly-15k, summarization held out"), ("gsm8k", "GSM8K, iid"))
+
+
+def compared() -> str:
+    """Returns the comparisons on real data, the bytes of coarse numbers, and Rouge-L on the task held out."""
+    rows = [
+        "| data | algorithm | tuned rate | loss | right | bytes both ways | peak memory | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    said = []
+    for name, label in COMPARED:
+        result = read(f"compare-{name}.json")
+        start = next(row["start_loss"] for row in result["rows"] if row["start_loss"] is not None)
+        (budget, amount), seeds = next(iter(result["budget"].items())), len(result["seeds"])
+        for arm in (arm for arm in result["arms"] if arm["column"] == "tuned"):
+            right, of = (arm["accuracy"], "answers") if arm["accuracy"] else (arm["token_accuracy"], "tokens")
+            rows.append(
+                f"| {label} | {arm['arm']} | {arm['rate']:g} | {start:.3f} → {arm['loss']['mean']:.3f} ± {arm['loss']['sd']:.3f} | "
+                f"{100 * right['mean']:.1f} % of {of} | {arm['bytes']['mean']:,.0f} | {arm['peak_rss_mb']['mean']:,.0f} MB | "
+                f"{arm['seconds']['mean']:.0f} |"
+            )
+        verdicts = [v["text"] for v in result["verdicts"] if v["column"] == "tuned"]
+        said += [f"- {label}, {amount:,.0f} {budget} each, {seeds} seeds. " + " ".join(verdicts)]
+    return "\n".join([*rows, "", *said, "", *_coarse(), "", *_held_out()])
+
+
+def _coarse() -> list[str]:
+    lines = [json.loads(line) for line in (RESULTS / "wire_bytes.jsonl").read_text().splitlines()]
+    rows = ["| K = 4,096, 200 steps, tiny model | bytes down | bytes up | final loss, three seeds |", "|---|---|---|---|"]
+    for form in dict.fromkeys(line["format"] for line in lines):
+        same = [line for line in lines if line["format"] == form]
+        down, up = (max(line[way] for line in same) for way in ("bytes_down", "bytes_up"))
+        rows.append(f"| {form} | {down:,} | {up:,} | {', '.join(format(line['loss_end'], '.3f') for line in same)} |")
+    return rows
+
+
+def _held_out() -> list[str]:
+    lines = [json.loads(line) for line in (RESULTS / "rouge.jsonl").read_text().splitlines()]
+    rows = ["| task never trained on | rounds | loss | Rouge-L | examples |", "|---|---|---|---|---|"]
+    for line in lines:
+        rows.append(
+            f"| {line['what']} | {line['round']} | {line['loss']:.3f} | {line['rouge_l']:.3f} | {line['examples']} |"
+        )
+    return rows
+
+
 def main() -> None:
     """Rewrites or checks the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,7 +148,7 @@ def main() -> None:
     check = parser.parse_args().check
     path = ROOT / "README.md"
     old = new = path.read_text()
-    for name, table in (("demo", demo()), ("measured", measured())):
+    for name, table in (("demo", demo()), ("compare", compared()), ("measured", measured())):
         new = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", new, flags=re.DOTALL
         )

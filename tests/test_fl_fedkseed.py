@@ -230,3 +230,14 @@ def test_rates_may_decay_because_the_sums_are_of_coefficients():
     )
     for name, tensor in rebuilt:
         assert np.abs(tensor.numpy() - got[name].numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_a_history_holds_clipped_slopes_and_begins_with_a_prior_or_not(prior):
+    pool = Pool(16, pro=True, score_clip=0.5, score_prior=prior)
+    algorithm = fedkseed(SETTINGS, pool, seed=5, cohort=3)
+    assert algorithm.init().counts.sum() == (16 if prior else 0)
+    _, state, _, answered = play(algorithm, rounds=1)
+    slopes = np.abs([slope for reply in answered[0] for slope in reply.slopes])
+    assert state.scores.sum() == pytest.approx(np.minimum(slopes, 0.5).sum())
+    assert slopes.max() > 0.5 > slopes.min()

@@ -96,3 +96,22 @@ def test_a_budget_ends_a_run_and_a_resumed_one_too(records, tmp_path):
     assert summary.forwards == 36
     assert summary.eval["end"]["loss"] > 0
     assert resume(tmp_path / "r").digest == summary.digest
+
+
+@pytest.mark.parametrize("pull", [{"pull": "pairs"}, {"pull": "sums"}, {"pull": "sums", "sums_coding": "float16"}])
+def test_fedkseed_trains_all_parameters_however_they_are_pulled(records, tmp_path, pull):
+    config = small(
+        records,
+        adapter={"kind": "full"},
+        algorithm={"name": "fedkseed", "pool": 16, "rate": 1e-4},
+        federation=TAKING_PART | pull,
+    )
+    summary = run(config, out=tmp_path / "whole")
+    with pytest.raises(StopError):
+        run(config, out=tmp_path / "part", watch=StopAfter(1))
+    assert resume(tmp_path / "part").digest == summary.digest
+    assert verify(tmp_path / "whole")["digest"] == summary.digest
+    assert summary.dim > 800_000
+    assert summary.bytes["down_per_client_round"] < 400
+    merged = export(tmp_path / "whole", to="merged", out=tmp_path / "model")
+    assert evaluate(merged)["loss"] == pytest.approx(summary.eval["end"]["loss"], abs=1e-5)
