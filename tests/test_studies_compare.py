@@ -327,6 +327,17 @@ def test_a_higher_accuracy_is_better_and_a_lower_cost_is():
     assert memory["best"] == "a" and "(4 times)" in memory["text"].replace("4.00", "4")
 
 
+def test_the_last_of_three_is_told_when_it_is_clearly_behind():
+    close = {"a": [1.0, 2.0, 3.0], "b": [1.5, 1.9, 3.3]}
+    found = verdict(close | {"c": [5.0, 6.1, 7.0]})
+    assert "not separated" in found["text"]
+    assert found["text"].endswith(" Last: c 6.033, 4.03 higher than a.")
+    assert "Last" not in verdict(close | {"c": [0.5, 9.0, 4.0]})["text"]
+    right = verdict({"a": [0.1, 0.1, 0.12], "b": [0.6, 0.6, 0.62], "c": [0.5, 0.5, 0.52]}, field="accuracy")
+    assert "points lower than b." in right["text"]
+    assert "Last" not in verdict({"a": [1.0, 1.0], "b": [2.0, 2.0], "c": [9.0, 9.0]})["text"]
+
+
 def test_arms_with_the_very_same_numbers_are_told_together():
     bytes_of = {"a": [1.0] * 3, "b": [2.0] * 3}
     assert verdict(bytes_of, measure="bytes")["text"] == "Bytes both ways: 30 B for a and b alike, 3 seeds."

@@ -120,12 +120,14 @@ def _verdict(rows: Sequence[Row], measure: Measure, *, column: str) -> Iterator[
     means = fmean(values[best][seed] for seed in seeds), fmean(values[second][seed] for seed in seeds)
     difference, low, high = paired_interval(differences)
     separated = len(seeds) >= FEWEST_SEEDS and low > 0
+    told = _sentence(
+        measure, (_joined([best, *alike]), second), means, interval=(difference, low, high), seeds=len(seeds)
+    )
+    last = others[-1] if others[-1] not in (best, second, *alike) else None
     yield _entry(
         column,
         measure.name,
-        _sentence(
-            measure, (_joined([best, *alike]), second), means, interval=(difference, low, high), seeds=len(seeds)
-        ),
+        told + (_behind(measure, values[best], values[last], names=(best, last)) if last else ""),
         best=best if separated else None,
         alike=alike,
         runner_up=second if separated else None,
@@ -155,6 +157,18 @@ def _sentence(
     small, large = sorted(means)
     times = f" ({number(large / small, 3)} times)" if small > 0 and large / small >= _TIMES else ""
     return f"{measure.title}: {each[0]}, {measure.gap(difference)} {measure.better} than {each[1]}{times}; {told}."
+
+
+def _behind(measure: Measure, first: Mapping[int, float], last: Mapping[int, float], *, names: tuple[str, str]) -> str:
+    """Returns a sentence on the last of three or more arms, if it is clearly behind the first."""
+    seeds = sorted(first.keys() & last.keys())
+    sign = 1 if measure.better == "lower" else -1
+    if len(seeds) < FEWEST_SEEDS:
+        return ""
+    difference, low, _ = paired_interval([sign * (last[seed] - first[seed]) for seed in seeds])
+    worse = "higher" if measure.better == "lower" else "lower"
+    mean = measure.text(fmean(last[seed] for seed in seeds))
+    return f" Last: {names[1]} {mean}, {measure.gap(difference)} {worse} than {names[0]}." if low > 0 else ""
 
 
 def _all_alike(measure: Measure, best: str, values: Mapping[str, Mapping[int, float]], *, column: str) -> Entry:
