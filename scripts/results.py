@@ -101,29 +101,40 @@ COMPARED = (("sst2", "SST-2, lda"), ("dolly", "Dolly-15k, summarization held out
 def compared() -> str:
     """Returns the comparisons on real data, the bytes of coarse numbers, and Rouge-L on the task held out."""
     rows = [
-        "| data | algorithm | tuned rate | loss | right | bytes both ways | peak memory | seconds |",
+        "| data, start loss | algorithm | loss at one equal rate | tuned rate | loss | right | bytes both ways | peak memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     said = []
-    for name, label in COMPARED:
+    for name, label in ((name, label) for name, label in COMPARED if (RESULTS / f"compare-{name}.json").exists()):
         result = read(f"compare-{name}.json")
         start = next(row["start_loss"] for row in result["rows"] if row["start_loss"] is not None)
         (budget, amount), seeds = next(iter(result["budget"].items())), len(result["seeds"])
+        equal = {arm["arm"]: arm for arm in result["arms"] if arm["column"] == "equal"}
         for arm in (arm for arm in result["arms"] if arm["column"] == "tuned"):
             right, of = (arm["accuracy"], "answers") if arm["accuracy"] else (arm["token_accuracy"], "tokens")
+            alike = equal.get(arm["arm"])
+            at_equal = f"{_loss(alike)} at {alike['rate']:g}" if alike else "not run"
             rows.append(
-                f"| {label} | {arm['arm']} | {arm['rate']:g} | {start:.3f} → {arm['loss']['mean']:.3f} ± {arm['loss']['sd']:.3f} | "
-                f"{100 * right['mean']:.1f} % of {of} | {arm['bytes']['mean']:,.0f} | {arm['peak_rss_mb']['mean']:,.0f} MB | "
-                f"{arm['seconds']['mean']:.0f} |"
+                f"| {label}, {start:.3f} | {arm['arm']} | {at_equal} | {arm['rate']:g} | "
+                f"{_loss(arm)} | {100 * right['mean']:.1f} % of {of} | {arm['bytes']['mean']:,.0f} | {arm['peak_rss_mb']['mean']:,.0f} MB |"
             )
-        verdicts = [v["text"] for v in result["verdicts"] if v["column"] == "tuned"]
+        verdicts = [
+            v["text"] for v in result["verdicts"] if v["column"] in ("tuned", "both") and v["measure"] != "seconds"
+        ]
         said += [f"- {label}, {amount:,.0f} {budget} each, {seeds} seeds. " + " ".join(verdicts)]
     return "\n".join([*rows, "", *said, "", *_coarse(), "", *_held_out()])
 
 
+def _loss(arm: dict) -> str:
+    return f"{arm['loss']['mean']:.3f} ± {arm['loss']['sd']:.3f}"
+
+
 def _coarse() -> list[str]:
     lines = [json.loads(line) for line in (RESULTS / "wire_bytes.jsonl").read_text().splitlines()]
-    rows = ["| K = 4,096, 200 steps, tiny model | bytes down | bytes up | final loss, three seeds |", "|---|---|---|---|"]
+    rows = [
+        "| K = 4,096, 200 steps, tiny model | bytes down | bytes up | final loss, three seeds |",
+        "|---|---|---|---|",
+    ]
     for form in dict.fromkeys(line["format"] for line in lines):
         same = [line for line in lines if line["format"] == form]
         down, up = (max(line[way] for line in same) for way in ("bytes_down", "bytes_up"))
@@ -134,10 +145,10 @@ def _coarse() -> list[str]:
 def _held_out() -> list[str]:
     lines = [json.loads(line) for line in (RESULTS / "rouge.jsonl").read_text().splitlines()]
     rows = ["| task never trained on | rounds | loss | Rouge-L | examples |", "|---|---|---|---|---|"]
-    for line in lines:
-        rows.append(
-            f"| {line['what']} | {line['round']} | {line['loss']:.3f} | {line['rouge_l']:.3f} | {line['examples']} |"
-        )
+    rows += [
+        f"| {line['what']} | {line['round']} | {line['loss']:.3f} | {line['rouge_l']:.3f} | {line['examples']} |"
+        for line in lines
+    ]
     return rows
 
 
