@@ -87,6 +87,13 @@ def measured() -> str:
                 f"| peak memory, LoRA step / (plain forward + adapter), {row['tokens']} tokens, rank {row['rank']}, {label} | "
                 f"{row['ratio']:.3f} | `python benchmarks/memory.py --tokens {row['tokens']} --rank {row['rank']}` |"
             )
+    family = {row["mode"]: row["peak_mb"] for row in read("memory-backprop.json")["rows"]}
+    named = (("sgd", "FedAvg, sgd"), ("sgd-ckpt", "FedAvg, sgd, gradient checkpointing"), ("adamw", "FedAvg, adamw"))
+    for mode, label in (*named, ("plain-sgd", "plain PEFT, sgd")):
+        rows.append(
+            f"| peak memory of a local step, {label} / FedMeZO, 256 tokens, rank 8, libraries included | "
+            f"{family[mode] / family['step']:.2f} | `python benchmarks/memory.py --tokens 256 --rank 8` |"
+        )
     for row in read("step.json")["rows"]:
         rows.append(
             f"| time, LoRA step / two plain forwards, {row['tokens']} tokens, rank {row['rank']}, {row['dtype']} | "
@@ -119,7 +126,9 @@ def compared() -> str:
                 f"{_loss(arm)} | {100 * right['mean']:.1f} % of {of} | {arm['bytes']['mean']:,.0f} | {arm['peak_rss_mb']['mean']:,.0f} MB |"
             )
         verdicts = [
-            v["text"] for v in result["verdicts"] if v["column"] in ("tuned", "both") and v["measure"] != "seconds"
+            f"At one equal rate: {v['text']}" if v["column"] == "equal" else v["text"]
+            for v in result["verdicts"]
+            if v["measure"] != "seconds" and (v["column"] != "equal" or v["measure"] == "loss")
         ]
         said += [f"- {label}, {amount:,.0f} {budget} each, {seeds} seeds. " + " ".join(verdicts)]
     return "\n".join([*rows, "", *said, "", *_coarse(), "", *_held_out()])
@@ -132,7 +141,7 @@ def _loss(arm: dict) -> str:
 def _coarse() -> list[str]:
     lines = [json.loads(line) for line in (RESULTS / "wire_bytes.jsonl").read_text().splitlines()]
     rows = [
-        "| K = 4,096, 200 steps, tiny model | bytes down | bytes up | final loss, three seeds |",
+        "| K = 4,096, 200 steps, tiny model, after 5 rounds | bytes down | bytes up | final loss, three seeds |",
         "|---|---|---|---|",
     ]
     for form in dict.fromkeys(line["format"] for line in lines):
@@ -143,12 +152,17 @@ def _coarse() -> list[str]:
 
 
 def _held_out() -> list[str]:
+    run = read("natural-instructions.json")
     lines = [json.loads(line) for line in (RESULTS / "rouge.jsonl").read_text().splitlines()]
     rows = ["| task never trained on | rounds | loss | Rouge-L | examples |", "|---|---|---|---|---|"]
     rows += [
         f"| {line['what']} | {line['round']} | {line['loss']:.3f} | {line['rouge_l']:.3f} | {line['examples']} |"
         for line in lines
     ]
+    for when, done in (("start", 0), ("end", run["rounds"])):
+        found = run["eval"][when]
+        name = f"Natural-Instructions, test tasks, {run['clients']} clients: fedkseed, rate {run['rate']:g}"
+        rows.append(f"| {name} | {done} | {found['loss']:.3f} | {found['rouge_l']:.3f} | {found['examples']:.0f} |")
     return rows
 
 
