@@ -9,7 +9,7 @@ import torch
 from toys import ToyBench, quadratic_bench, quadratic_loss, quadratic_params
 
 from fedmezo.errors import RunError
-from fedmezo.fl.algorithm import Task
+from fedmezo.fl.algorithm import Point, Task
 from fedmezo.fl.fedkseed import Pool, fedkseed
 from fedmezo.fl.fedmezo import Settings, fedmezo
 from fedmezo.fl.pool import directions_of
@@ -115,6 +115,10 @@ def test_a_walk_with_momentum_ends_where_the_server_says():
     by_hand, velocity = quadratic_params(), {name: torch.zeros_like(t) for name, t in quadratic_params()}
     reply = walker.client([task], quadratic_bench())[0]
     for seed, slope in zip(directions_of(task).seeds, reply.slopes, strict=True):
+        # The client was where the heavy ball is, or it would have seen another slope.
+        sides = [Point(by_hand, seed, side * task.mu, 1, 0, 0) for side in (1, -1)]
+        above, below = quadratic_bench().losses(sides)
+        assert slope == pytest.approx((above - below) / (2 * task.mu), rel=1e-2, abs=2e-2)
         push = Params({name: torch.zeros_like(t) for name, t in by_hand})
         step_(push, seed, coefficient=-0.02 * slope, law="gaussian")
         for name, t in by_hand:

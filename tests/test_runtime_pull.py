@@ -12,6 +12,8 @@ from fedmezo.runtime.journal import Header, Journal, replay
 from fedmezo.runtime.pull import Cost, Downlink, catch_up_, cheapest
 from fedmezo.runtime.simulate import Simulation
 from fedmezo.runtime.wire import News, Sums
+from fedmezo.zo.perturb import add_sum_
+from fedmezo.zo.seedsum import SeedSum
 
 SETTINGS = Settings(rate=0.01, mu=1e-2, steps=6, clip=3.0)
 POOLED = fedkseed(SETTINGS, Pool(32), seed=11, cohort=2)
@@ -169,3 +171,8 @@ def test_a_run_ends_with_the_round_that_spends_its_budget_and_is_judged_then(tmp
         # Nothing is left to do when it is taken up again.
         again = Simulation(POOLED, quadratic_bench(), journal, range(6), 9, evaluate, **options)
         assert list(again.run()) == []
+
+
+def test_a_sum_whose_coefficients_are_no_float32_numbers_is_refused():
+    with pytest.raises(ValueError, match="must be float32 numbers"):
+        add_sum_(quadratic_params(), SeedSum.of([(1, 0.1)]), law="gaussian")

@@ -3,7 +3,9 @@
 import pytest
 from tiny_runs import StopAfter, StopError, small, write_records
 
+from fedmezo.fl.algorithm import Reply
 from fedmezo.runtime.journal import Journal
+from fedmezo.studies.build import build
 from fedmezo.studies.plan import plan
 from fedmezo.studies.run import evaluate, export, resume, run, verify
 
@@ -115,3 +117,19 @@ def test_fedkseed_trains_all_parameters_however_they_are_pulled(records, tmp_pat
     assert summary.bytes["down_per_client_round"] < 400
     merged = export(tmp_path / "whole", to="merged", out=tmp_path / "model")
     assert evaluate(merged)["loss"] == pytest.approx(summary.eval["end"]["loss"], abs=1e-5)
+
+
+def test_every_key_of_pro_reaches_the_algorithm(records):
+    def second_round(**keys):
+        algorithm = build(small(records, algorithm=FAMILY["fedkseed-pro"] | keys, federation=TAKING_PART)).algorithm
+        state = algorithm.init()
+        replies = [
+            Reply(0, task.client, 1, 1.0, (1.0, 2.0, 8.0), coding="float16") for task in algorithm.plan(state, range(5))
+        ]
+        return algorithm.plan(algorithm.aggregate(state, replies)[0], range(5))[0]
+
+    usual = second_round()
+    assert usual.importance
+    assert not second_round(importance=False).importance
+    for change in ({"temperature": 0.2}, {"score_clip": 1.5}, {"score_prior": False}):
+        assert second_round(**change).odds != usual.odds
