@@ -133,3 +133,13 @@ def test_every_key_of_pro_reaches_the_algorithm(records):
     assert not second_round(importance=False).importance
     for change in ({"temperature": 0.2}, {"score_clip": 1.5}, {"score_prior": False}):
         assert second_round(**change).odds != usual.odds
+
+
+def test_every_key_of_the_downlink_reaches_the_run(records, whole, tmp_path):
+    dense = run(asked(records, "fedkseed", pull="dense"), out=tmp_path / "dense")
+    assert dense.digest == whole["fedkseed"].digest
+    assert dense.bytes["down_per_client_round"] > 4 * dense.dim > whole["fedkseed"].bytes["down_per_client_round"]
+    half = run(asked(records, "fedkseed", pull="sums", sums_coding="float16"), out=tmp_path / "half")
+    assert half.digest != whole["fedkseed"].digest
+    fast = plan(asked(records, "fedkseed", bandwidth=1e9))
+    assert fast["bytes"]["down_total"] > whole["fedkseed"].bytes["down_total"]
