@@ -27,7 +27,7 @@ from fedmezo.zo.estimate import Estimator
 
 __all__ = ["Built", "Tuned", "build", "build_downlink", "build_model", "load_base"]
 
-# Starts, not recommendations: tuned sgd took 0.03 on the tiny model and 0.1 to 0.3 on SmolLM2; adamw has not been tuned here.
+# Starts, not recommendations: tuned sgd took 0.1 to 0.3 on SmolLM2 (docs/results); adamw has not been tuned here.
 FEDAVG_RATES = {"sgd": 0.05, "adamw": 5e-4}
 
 
