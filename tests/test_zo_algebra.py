@@ -127,6 +127,7 @@ def test_params_are_named_in_order_and_digests_see_names_shapes_and_values():
     assert p.dim == 3035
     assert p.layout() != Params({"a": p["a"], "c": p["b"]}).layout()
     assert p.layout() != Params({"a": p["a"].view(7, 5), "b": p["b"]}).layout()
+    assert p.layout() != Params({"a": p["a"].bfloat16(), "b": p["b"]}).layout()
     other = p.clone()
     assert other.digest() == p.digest()
     other["b"][17] = torch.nextafter(other["b"][17], torch.tensor(9.0))
@@ -135,9 +136,9 @@ def test_params_are_named_in_order_and_digests_see_names_shapes_and_values():
     assert other.digest() == p.digest()
 
 
-def test_half_precision_masters_and_colliding_names_are_refused(monkeypatch):
+def test_other_types_and_colliding_names_are_refused(monkeypatch):
     with pytest.raises(ModelError, match="float32"):
-        Params({"a": torch.zeros(3, dtype=torch.bfloat16)})
+        Params({"a": torch.zeros(3, dtype=torch.float64)})
     monkeypatch.setattr("fedmezo.zo.params.tensor_id", lambda name: 7)
     with pytest.raises(ModelError, match="share a tensor id"):
         Params({"a": torch.zeros(3), "b": torch.zeros(3)})

@@ -98,7 +98,7 @@ def fedavg(
 
     def aggregate(state: State, replies: Sequence[Reply]) -> tuple[State, Update]:
         ordered = in_order(replies, state.round, slopes=0)
-        update = Update(tuple(map(_delta, ordered)), tuple(weights(ordered)) if ordered else ())
+        update = Update(tuple(map(_delta, ordered)), tuple(weights(ordered)) if ordered else (), state.round)
         return replace(state, round=state.round + 1), update
 
     def slow_down(state: State, factor: float) -> State:

@@ -108,7 +108,7 @@ def fedkseed(
         ordered = in_order(replies, state.round, slopes=settings.steps * settings.directions)
         asked = tasks(state, [reply.client for reply in ordered])
         walks = tuple(walk_of(task, reply.slopes) for task, reply in zip(asked, ordered, strict=True))
-        update = Update(walks, tuple(weights(ordered)) if ordered else ())
+        update = Update(walks, tuple(weights(ordered)) if ordered else (), state.round)
         sums, scores, counts = state.sums.copy(), state.scores.copy(), state.counts.copy()
         for task, reply, walk, weight in zip(asked, ordered, walks, update.weights, strict=True):
             places = np.array(directions_of(task).places)

@@ -132,7 +132,8 @@ def fedmezo(
     def aggregate(state: State, replies: Sequence[Reply]) -> tuple[State, Update]:
         ordered = in_order(replies, state.round, slopes=settings.steps * settings.directions)
         walks = tuple(reply.delta or walk_of(task(state, reply.client), reply.slopes) for reply in ordered)
-        return advanced(state, ordered), Update(walks, tuple(weights(ordered)) if ordered else ())
+        update = Update(walks, tuple(weights(ordered)) if ordered else (), state.round)
+        return advanced(state, ordered), update
 
     def slow_down(state: State, factor: float) -> State:
         return replace(state, slowed=state.slowed * factor)

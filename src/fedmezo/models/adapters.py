@@ -108,20 +108,8 @@ class Adapter:
 
 
 def full_adapter(model: PreTrainedModel) -> Adapter:
-    """Returns the adapter that trains every parameter; tied weights count once.
-
-    Raises:
-      ModelError: the weights are not float32.
-    """
-    shapes = {}
-    for name, tensor in sorted(model.named_parameters(), key=lambda item: item[0]):
-        if tensor.dtype != torch.float32:
-            raise ModelError(
-                f"Training all parameters needs float32 weights, got {tensor.dtype} ('{name}'): a half-precision "
-                "weight swallows most updates by rounding. Load the model with dtype float32, or train LoRA."
-            )
-        shapes[name] = tuple(tensor.shape)
-    return Adapter("full", shapes)
+    """Returns the adapter that trains every parameter, in the model's own type; tied weights count once."""
+    return Adapter("full", {name: tuple(tensor.shape) for name, tensor in sorted(model.named_parameters())})
 
 
 def lora_adapter(model: PreTrainedModel, config: LoraConfig) -> Adapter:

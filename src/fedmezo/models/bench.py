@@ -20,6 +20,7 @@ from fedmezo.models.lanes import Lane
 from fedmezo.models.load import Loaded
 from fedmezo.models.loss import Example, RowScore, Tally, tally
 from fedmezo.models.schedule import Job, fill, passes
+from fedmezo.zo.lazy import LazyParams
 from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params, kept
 
@@ -114,20 +115,24 @@ class ModelBench:
         self._budget = _CPU_BUDGET if loaded.model.device.type == "cpu" else _ACCELERATOR_BUDGET
         fitting = min(_MOST_COPIES, max(1, _COPIES_BYTES // (4 * self.params.dim)))
         self.capacity = 1 if adapter.kind == "full" else capacity or fitting
-        self._checkpointing = checkpointing
+        self._checkpointing, self._law = checkpointing, law
         self.forwards = self.tokens = 0
 
     @contextmanager
     def open(self, count: int) -> Iterator[Sequence[Params]]:
         """Lends `count` private copies that start equal to `params`; afterwards `params` has its old bits.
 
-        "full" lends the model's own weights and keeps their bits in a temporary file, so that a client needs no more
-        memory than a forward pass; the folder for temporary files must have room for one float32 copy.
+        They take their steps lazily. "full" lends the model's own weights and keeps their bits in a temporary file, so
+        that a client needs no more memory than a forward pass; the folder for temporary files must have room for one
+        copy.
         """
         if count > self.capacity:
             raise ModelError(f"Expected at most {self.capacity} private copies, got {count}; please report this bug.")
         with kept(self.params) if self.adapter.kind == "full" else nullcontext():
-            yield [self.params if self.adapter.kind == "full" else self.params.clone() for _ in range(count)]
+            whole = self.adapter.kind == "full"
+            yield [
+                LazyParams((self.params if whole else self.params.clone()).tensors, law=self._law) for _ in range(count)
+            ]
 
     def examples(self, client: int, round: int, step: int) -> int:
         """Returns how many examples the batch of (client, round, step) holds."""

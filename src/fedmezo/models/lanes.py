@@ -20,14 +20,15 @@ from torch import Tensor, nn
 
 from fedmezo.errors import ModelError
 from fedmezo.models.adapters import Adapter, Site
+from fedmezo.models.linear import add_adapters_, fast_forward, linear
 from fedmezo.models.scratch import Lane, Scratch
+from fedmezo.zo.lazy import blocks
 from fedmezo.zo.noise import Law
 
 __all__ = ["Lane", "LaneModules", "Span", "lay_out"]
 
 _GROUP = 16  # lanes whose weights are in scratch at once
 _PAIR_NUMEL = 1 << 22  # larger modules are written for one lane at a time: scratch counts more than noise there
-_BLOCK = 2048  # rows of the output embeddings in scratch at once: 9 MB for two lanes of width 576
 
 Forward = Callable[..., Tensor]
 
@@ -100,9 +101,13 @@ class LaneModules:
         self._forwards: dict[str, Forward] = dict(
             self._lora(model, adapter.sites) if adapter.kind == "lora" else self._full(model)
         )
-        self._modules = {path: model.get_submodule(path) for path in self._forwards}
         self.expected = frozenset(self._forwards)
-        self._head_path = next((path for path, module in self._modules.items() if module is self.head), None)
+        for path, module in model.named_modules():
+            fast = fast_forward(module)
+            if path not in self._forwards and fast is not None:
+                self._forwards[path] = fast
+        self._modules = {path: model.get_submodule(path) for path in self._forwards}
+        self._head_path = next((path for path in self.expected if self._modules[path] is self.head), None)
         plain = type(self.head) is nn.Linear and self.head.bias is None
         self._head_name = _names(model, self.head).get("weight") if adapter.kind == "full" and plain else None
 
@@ -118,7 +123,8 @@ class LaneModules:
 
     def _lora(self, model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[str, Forward]]:
         for site in sites:
-            yield site.module, partial(self._lora_forward, site, model.get_submodule(site.module).forward)
+            module = model.get_submodule(site.module)
+            yield site.module, partial(self._lora_forward, site, fast_forward(module) or module.forward)
 
     def _full(self, model: nn.Module) -> Iterator[tuple[str, Forward]]:
         for path, module in model.named_modules():
@@ -132,7 +138,8 @@ class LaneModules:
                 )
             # A subclass may look up other rows than its input names, as OPT's positions do.
             plain = type(module) is nn.Embedding and module.max_norm is None
-            yield path, partial(self._embedding_forward if plain else self._full_forward, path, own, module.forward)
+            base = fast_forward(module) or module.forward
+            yield path, partial(self._embedding_forward if plain else self._full_forward, path, own, base)
 
     @contextmanager
     def visiting(self, lanes: Sequence[Lane], *, spans: tuple[Span, ...]) -> Iterator[None]:
@@ -169,16 +176,14 @@ class LaneModules:
         """
         visit, name = self._visit(), str(self._head_name)
         self.visited.add(str(self._head_path))
-        size = len(visit.lanes[0].params[name])
-        for first in range(0, size, _BLOCK):
-            count = min(_BLOCK, size - first)
-            logits = hidden.new_empty((len(hidden), count))
-            for lanes, start, rows in _each(visit.lanes, spans, pairs=True):
-                weights = self._scratch.stack(name, lanes, role="weight", first=first, count=count)
+        for rows in blocks(visit.lanes[0].params.tensors[name]):
+            logits = hidden.new_empty((len(hidden), rows.stop - rows.start))
+            for lanes, start, size in _each(visit.lanes, spans, pairs=True):
+                weights = self._scratch.stack(name, lanes, role="weight", rows=rows)
                 for which, weight in enumerate(weights):
-                    begin = start + which * rows
-                    torch.mm(hidden[begin : begin + rows], weight.T, out=logits[begin : begin + rows])
-            yield first, logits
+                    mine = slice(start + which * size, start + (which + 1) * size)
+                    logits[mine] = linear(hidden[mine], weight)
+            yield rows.start, logits.float()
 
     def _visit(self) -> _Visit:
         visit = _VISIT.get()
@@ -200,27 +205,22 @@ class LaneModules:
         return visit, spans, axis
 
     def _lora_forward(self, site: Site, base: Forward, x: Tensor) -> Tensor:
-        """Returns W x + scale * B (A x), x [1, T, in], B and A of each token's lane, the LoRA part in float32."""
+        """Returns W x + scale * B (A x), x [1, T, in], B and A of each token's lane, products in the type of x."""
         visit, spans, _ = self._lanes_of(site.module, x)
         out = base(x)
-        wide = x.reshape(-1, x.shape[-1]).float()
-        total = out.reshape(-1, out.shape[-1]).float()
+        flat, total = x.reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1])
         for span in spans:
             lanes = visit.lanes[span.first : span.first + span.count]
-            a, b = (self._scratch.stack(name, lanes, role=role) for name, role in ((site.a, "a"), (site.b, "b")))
-            part, target = wide[span.start : span.stop], total[span.start : span.stop]
-            if span.count == 1:
-                target.addmm_(part @ a[0].T, b[0].T, alpha=site.scale)
-                continue
-            inner = torch.bmm(part.view(span.count, span.tokens, -1), a.transpose(1, 2))
-            target.view(span.count, span.tokens, -1).baddbmm_(inner, b.transpose(1, 2), alpha=site.scale)
-        return total.view(out.shape).to(out.dtype)
+            a = self._scratch.stack(site.a, lanes, role="a", dtype=x.dtype)
+            b = self._scratch.stack(site.b, lanes, role="b", dtype=x.dtype)
+            add_adapters_(total[span.start : span.stop], flat[span.start : span.stop], a, b, scale=site.scale)
+        return total.view(out.shape)
 
     def _full_forward(self, path: str, own: Mapping[str, str], base: Forward, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the module's output, run once per lane with that lane's weights on that lane's tokens."""
         given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         visit, spans, axis = self._lanes_of(path, given)
-        size = sum(visit.lanes[0].params[name].numel() for name in own.values())
+        size = sum(visit.lanes[0].params.tensors[name].numel() for name in own.values())
         outs = []
         for lanes, start, tokens in _each(visit.lanes, spans, pairs=size <= _PAIR_NUMEL):
             stacks = {local: self._scratch.stack(name, lanes, role=local) for local, name in own.items()}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedmezo.zo.lazy import blocks
 from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params
-from fedmezo.zo.perturb import lane_, lanes_
+from fedmezo.zo.perturb import row_, visit_
 
 __all__ = ["Lane", "Scratch"]
 
@@ -32,7 +32,7 @@ class Lane:
 
 @dataclass(eq=False)
 class Scratch:
-    """Reused float32 memory for lane weights, one flat buffer per role.
+    """Reused memory for lane weights, one flat buffer per role and type.
 
     Attributes:
       device: where the trained parameters are.
@@ -41,10 +41,18 @@ class Scratch:
 
     device: torch.device
     law: Law
-    buffers: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def stack(self, name: str, lanes: Sequence[Lane], *, role: str, first: int = 0, count: int | None = None) -> Tensor:
-        """Returns rows [first, first + count) of one parameter in each lane, stacked [lanes, count, ...].
+    def stack(
+        self,
+        name: str,
+        lanes: Sequence[Lane],
+        *,
+        role: str,
+        rows: slice | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Returns one parameter in each lane, stacked [lanes, rows, ...], after the steps its lanes still owe.
 
         The result is valid until the role's next use; for one lane without offset it is the parameter itself.
 
@@ -52,54 +60,57 @@ class Scratch:
           name: the parameter.
           lanes: the settings; mirrored neighbours share one generation of noise.
           role: which buffer to use.
-          first: first row.
-          count: number of rows; None for all.
+          rows: some rows, within one block of a lazy parameter; None for all.
+          dtype: the type wanted; None for the parameter's own.
         """
-        whole = lanes[0].params[name]
-        last = len(whole) if count is None else first + count
         if len(lanes) == 1 and lanes[0].offset == 0:
-            return whole[first:last][None]
-        out = self._take(role, (len(lanes), *whole[first:last].shape))
-        start = first * (whole.numel() // len(whole))
-        at = 0
-        while at < len(lanes):
-            pair = at + 1 < len(lanes) and lanes[at].mirrors(lanes[at + 1])
-            self._write_(
-                out[at : at + 2 if pair else at + 1], lanes[at], name=name, rows=slice(first, last), start=start
-            )
-            at += 2 if pair else 1
-        return out
+            whole = lanes[0].params[name]
+            return (whole if rows is None else whole[rows])[None].to(dtype or whole.dtype)
+        like = lanes[0].params.tensors[name]
+        parts = list(blocks(like)) if rows is None else [rows]
+        out = self._take(role, (len(lanes), parts[-1].stop - parts[0].start, *like.shape[1:]), like.dtype)
+        for part in parts:
+            place = slice(part.start - parts[0].start, part.stop - parts[0].start)
+            for at, count in _pairs(lanes):
+                lane = lanes[at]
+                key = {"name": name, "rows": part, "seed": lane.seed, "offset": lane.offset, "law": self.law}
+                visit_([out[at + which, place] for which in range(count)], lane.params, **key)  # type: ignore[arg-type]
+        if dtype in (None, out.dtype):
+            return out
+        return self._take(role, tuple(out.shape), dtype).copy_(out)
 
     def lookup(self, name: str, lanes: Sequence[Lane], *, ids: Tensor) -> Tensor:
         """Returns rows `ids` of one matrix in each lane, [lanes, *ids.shape, width]; no other row is made.
 
         For one lane without offset autograd sees the parameter, as in `stack`.
         """
-        whole = lanes[0].params[name]
         if len(lanes) == 1 and lanes[0].offset == 0:
-            return whole[ids][None]
+            return lanes[0].params[name][ids][None]
+        like = lanes[0].params.tensors[name]
         distinct, places = torch.unique(ids, return_inverse=True)
-        width = whole.shape[1]
-        out = self._take("rows", (len(distinct), len(lanes), width))
+        out = self._take("rows", (len(distinct), len(lanes), like.shape[1]), like.dtype)
         for at, row in enumerate(distinct.tolist()):
-            out[at] = self.stack(name, lanes, role="row", first=row, count=1)[:, 0]
+            for first, count in _pairs(lanes):
+                lane = lanes[first]
+                key = {"name": name, "row": row, "seed": lane.seed, "offset": lane.offset, "law": self.law}
+                row_(list(out[at, first : first + count]), lane.params, **key)  # type: ignore[arg-type]
         return out.transpose(0, 1)[:, places]
 
-    def _write_(self, out: Tensor, lane: Lane, *, name: str, rows: slice, start: int) -> None:
-        source = lane.params[name][rows]
-        key: dict[str, Any] = {"name": name, "seed": lane.seed, "offset": lane.offset, "law": self.law, "start": start}
-        if len(out) == 2:
-            lanes_(out[0], out[1], source, **key)
-        elif lane.offset:
-            lane_(out[0], source, **key)
-        else:
-            out[0].copy_(source)
-
-    def _take(self, role: str, shape: tuple[int, ...]) -> Tensor:
+    def _take(self, role: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         size = torch.Size(shape).numel()
-        held = self.buffers.get(role)
+        held = self.buffers.get((role, dtype))
         if held is None or held.numel() < size:
             # Ordinary memory, for views of inference tensors may not be written outside inference mode.
             with torch.inference_mode(mode=False):
-                held = self.buffers[role] = torch.empty(size, device=self.device)
+                held = self.buffers[role, dtype] = torch.empty(size, device=self.device, dtype=dtype)
         return held[:size].view(shape)
+
+
+def _pairs(lanes: Sequence[Lane]) -> list[tuple[int, int]]:
+    """Returns (first, count): mirrored neighbours together, all others alone."""
+    pairs, at = [], 0
+    while at < len(lanes):
+        count = 2 if at + 1 < len(lanes) and lanes[at].mirrors(lanes[at + 1]) else 1
+        pairs.append((at, count))
+        at += count
+    return pairs

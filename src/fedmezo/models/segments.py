@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +22,8 @@ from fedmezo.errors import ModelError
 __all__ = ["NAME", "Segments", "packed", "register"]
 
 NAME = "fedmezo_segments"
+
+_SHORT = 512  # tokens up to which all attention scores may exist at once: 14 MB for two sequences of 9 heads
 
 # What a model may pass along that changes attention in a way the segments do not compute.
 _FOREIGN = ("softcap", "s_aux", "position_bias", "cache")
@@ -35,11 +37,13 @@ class Segments:
       lengths: tokens of each sequence, in order.
       calls: attention layers that went through here.
       local: the shortest attention window a layer asked for; sequences must not be longer. None: no layer has one.
+      plain: attend as the model itself would, to the bit; for comparisons.
     """
 
     lengths: tuple[int, ...]
     calls: int = 0
     local: int | None = None
+    plain: bool = False
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """Yields (first token, sequences, tokens of each) for neighbours of equal length."""
@@ -59,9 +63,9 @@ _ACTIVE: ContextVar[Segments | None] = ContextVar("fedmezo_segments", default=No
 
 
 @contextmanager
-def packed(lengths: Sequence[int]) -> Iterator[Segments]:
-    """Lends a scope in which attention stays within sequences of these lengths."""
-    segments = Segments(tuple(lengths))
+def packed(lengths: Sequence[int], *, plain: bool = False) -> Iterator[Segments]:
+    """Lends a scope in which attention stays within sequences of these lengths; `plain` as in `Segments`."""
+    segments = Segments(tuple(lengths), plain=plain)
     token = _ACTIVE.set(segments)
     try:
         yield segments
@@ -104,12 +108,40 @@ def _attention(
     out = torch.empty((query.shape[2], query.shape[1], value.shape[3]), dtype=query.dtype, device=query.device)
     for start, count, length in segments.runs():
         q, k, v = (_cut(part, start, count, length) for part in (query, key, value))
-        seen = nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=kwargs.get("scaling"), enable_gqa=k.shape[1] != q.shape[1]
-        )
+        seen = _attend(q, k, v, scale=kwargs.get("scaling"), plain=segments.plain)
         end = start + count * length
         out[start:end].view(count, length, *out.shape[1:]).copy_(seen.transpose(1, 2))
     return out[None], None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, plain: bool) -> Tensor:
+    """Returns causal attention [count, heads, length, width]; k and v may have fewer heads than q."""
+    short = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] <= _SHORT
+    if short and not plain:
+        return _attend_short(q, k, v, scale=q.shape[3] ** -0.5 if scale is None else scale)
+    return nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
+    )
+
+
+def _attend_short(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Returns the same by two matrix products with all scores at once: half the time of torch's for short bfloat16."""
+    count, heads, length, width = q.shape
+    groups = k.shape[1]
+    # Padded keys lie after every real query, so the causal mask hides them; few lengths mean few compiled kernels.
+    size = -(-length // 16) * 16
+    q, k, v = (nn.functional.pad(part, (0, 0, 0, size - length)) for part in (q, k, v))
+    q = q.reshape(count * groups, heads // groups * size, width)
+    mask = _causal(size, heads // groups, q.dtype).expand(len(q), -1, -1)
+    scores = torch.baddbmm(mask, q, k.reshape(len(q), size, width).transpose(1, 2), alpha=scale)
+    seen = torch.bmm(scores.softmax(-1), v.reshape(len(q), size, -1))
+    return seen.view(count, heads, size, -1)[:, :, :length]
+
+
+@lru_cache(maxsize=8)
+def _causal(size: int, repeats: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(mode=False):
+        return torch.full((size, size), -torch.inf, dtype=dtype).triu(1).repeat(repeats, 1)
 
 
 def _cut(part: Tensor, start: int, count: int, length: int) -> Tensor:

@@ -149,4 +149,4 @@ def catch_up_(params: Params, content: Sequence[News] | Sums, *, law: Law) -> No
         return
     for item in content:
         walks = tuple(walk_of(task, slopes) for task, slopes in zip(item.tasks, item.slopes, strict=True))
-        apply_(params, Update(walks, item.weights), law=law)
+        apply_(params, Update(walks, item.weights, item.tasks[0].round), law=law)

@@ -106,7 +106,7 @@ def update_of(done: Round) -> Update:
     Raises:
       RunError: a reply of backpropagation has no delta.
     """
-    return Update(tuple(map(_part, done.entries)), tuple(entry.weight for entry in done.entries))
+    return Update(tuple(map(_part, done.entries)), tuple(entry.weight for entry in done.entries), done.round)
 
 
 def _part(entry: Entry) -> Walk | DenseDelta:

@@ -10,6 +10,7 @@ hence every backend, with or without fused multiply-add, gives the same bits.
                 halfword (e>>6)&7 (word = halfword>>1, low half first)
     Rademacher  chunk = 2048 entries = 16 counters x 4 words x 32 bits; entry e: counter 16*(e>>11) + (e&15),
                 word (e>>4)&3, bit (e>>6)&31; a set bit means -1
+    rounding    the 16 bits that round entry e of a half-precision parameter; laid out as the Gaussian bits
 """
 
 import hashlib
@@ -32,7 +33,7 @@ Law = Literal["gaussian", "rademacher"]
 
 GAUSSIAN_CHUNK = 512
 RADEMACHER_CHUNK = 2048
-GAUSSIAN_DOMAIN, RADEMACHER_DOMAIN, UNIFORM_DOMAIN = 0, 1, 2
+GAUSSIAN_DOMAIN, RADEMACHER_DOMAIN, UNIFORM_DOMAIN, ROUNDING_DOMAIN = 0, 1, 2, 3
 COEFFICIENT_BITS = 11
 _TABLE_SHA256 = "05f1e8cceb31b20204c975ca8636c7236262a20eee37f10a6466ff91901fc330"
 

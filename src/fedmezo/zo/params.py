@@ -1,4 +1,4 @@
-"""The trainable parameters as one ordered, named vector of float32 masters."""
+"""The trainable parameters as one ordered, named vector of masters: float32, or 16 bits when they are a whole model."""
 
 import hashlib
 import tempfile
@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +14,8 @@ from fedmezo.errors import ModelError, RunError
 from fedmezo.zo.noise import NOISE_VERSION, tensor_id
 
 __all__ = ["Params", "kept"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Params:
     only read.
 
     Attributes:
-      tensors: name -> float32 contiguous tensor.
+      tensors: name -> contiguous tensor of float32, bfloat16 or float16.
 
     Raises:
-      ModelError: a tensor is not float32 and contiguous, or two names share a tensor id.
+      ModelError: a tensor is of another type or not contiguous, or two names share a tensor id.
     """
 
     tensors: Mapping[str, Tensor]
@@ -39,9 +39,9 @@ class Params:
         ordered = dict(sorted(self.tensors.items()))
         seen: dict[int, str] = {}
         for name, tensor in ordered.items():
-            if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            if tensor.dtype not in _DTYPES or not tensor.is_contiguous():
                 raise ModelError(
-                    f"Trainable tensor '{name}' must be contiguous float32, got {tensor.dtype}; "
+                    f"Trainable tensor '{name}' must be contiguous float32, bfloat16 or float16, got {tensor.dtype}; "
                     "load the model in float32."
                 )
             other = seen.setdefault(tensor_id(name), name)
@@ -67,21 +67,32 @@ class Params:
         """The number d of trainable scalars."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
+    @property
+    def nbytes(self) -> int:
+        """The memory they take."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def layout(self) -> str:
-        """Returns the sha256 of (names, shapes, noise version): what two machines must share to exchange scalars."""
-        text = [f"noise {NOISE_VERSION}"] + [f"{name} {tuple(tensor.shape)}" for name, tensor in self]
+        """Returns the sha256 of (names, shapes, noise version): what two machines must share to exchange scalars.
+
+        Types count when they are not float32.
+        """
+        text = [f"noise {NOISE_VERSION}"]
+        for name, tensor in self.tensors.items():
+            kind = "" if tensor.dtype == torch.float32 else f" {tensor.dtype}"
+            text.append(f"{name} {tuple(tensor.shape)}{kind}")
         return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
     def digest(self) -> str:
-        """Returns the sha256 of the values, little-endian float32 in name order."""
+        """Returns the sha256 of the values, little-endian in name order."""
         state = hashlib.sha256()
         for _, tensor in self:
-            state.update(tensor.detach().cpu().view(-1).numpy().view(np.uint8).data)
+            state.update(_bytes(tensor.detach().cpu()))
         return state.hexdigest()
 
-    def clone(self) -> Self:
+    def clone(self) -> "Params":
         """Returns an independent copy."""
-        return type(self)({name: tensor.detach().clone() for name, tensor in self})
+        return Params({name: tensor.detach().clone() for name, tensor in self})
 
     def copy_(self, other: "Params") -> None:
         """Writes the values of `other`, bit for bit; the layouts must be equal."""
@@ -107,7 +118,7 @@ def kept(params: Params) -> Iterator[None]:
             file.flush()
         except OSError as error:
             raise RunError(
-                f"Cannot keep the weights in a temporary file ({error.strerror}): {4 * params.dim // 10**6} MB of room "
+                f"Cannot keep the weights in a temporary file ({error.strerror}): {params.nbytes // 10**6} MB of room "
                 "are needed in the folder for temporary files; set TMPDIR to a larger one."
             ) from error
         try:
@@ -117,10 +128,10 @@ def kept(params: Params) -> Iterator[None]:
             for _, tensor in params:
                 # A CPU tensor's own memory is read into, without a copy.
                 host = tensor.detach().cpu()
-                if file.readinto(_bytes(host)) != 4 * host.numel():
+                if file.readinto(_bytes(host)) != host.nbytes:
                     raise RunError("The temporary file that keeps the weights was cut short; start the run again.")
                 tensor.detach().copy_(host)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).numpy()).cast("B")  # type: ignore[arg-type]
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

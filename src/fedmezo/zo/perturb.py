@@ -1,13 +1,17 @@
 """The only module that writes trainable weights.
 
-Every function takes any float32 tensors on any device; CPU tensors go through the compiled backend when numba is
-installed, all others through plain torch. Both give the same bits; `check_backend` proves it once per process.
+Every function takes tensors of float32, bfloat16 or float16 on any device. CPU tensors go through numba, CUDA tensors
+through Triton, when these are installed, all others through plain torch. All give the same bits; `check_backend` proves
+it once per process. Arithmetic is in float32; a 16-bit weight takes a step by stochastic rounding, since rounding to
+nearest would swallow most of it, with random bits named by the step's own seed, so that every machine rounds alike.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import util
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +19,14 @@ from torch import Tensor
 
 from fedmezo.errors import NoiseError
 from fedmezo.zo.kernels import torch_ops
-from fedmezo.zo.noise import Law, round_coefficient, table, tensor_id
+from fedmezo.zo.lazy import LazyParams
+from fedmezo.zo.noise import Law, derive_seed, round_coefficient, table, tensor_id
 from fedmezo.zo.params import Params
 from fedmezo.zo.seedsum import DenseDelta, SeedSum, Update, Walk
 
-__all__ = ["add_sum_", "apply_", "check_backend", "lane_", "lanes_", "step_", "walk_delta"]
+__all__ = [
+    "add_sum_", "apply_", "check_backend", "lane_", "lanes_", "row_", "settle_", "step_", "visit_", "walk_delta",
+]  # fmt: skip
 
 
 @cache
@@ -57,6 +64,8 @@ def _backend(tensor: Tensor) -> ModuleType:
 def step_(params: Params, seed: int, *, coefficient: float, law: Law) -> None:
     """Adds coefficient * z(seed) to `params` in place, one float32 rounding per scalar.
 
+    Lazy parameters take the step when they are next looked at, with the same bits.
+
     Args:
       params: the d trainable scalars.
       seed: the direction's name.
@@ -64,6 +73,9 @@ def step_(params: Params, seed: int, *, coefficient: float, law: Law) -> None:
       law: the direction's law.
     """
     exact = round_coefficient(coefficient)
+    if isinstance(params, LazyParams):
+        params.steps.append((seed, exact))
+        return
     with torch.no_grad():
         for name, tensor in params:
             key = {"tensor": tensor_id(name), "seed": seed, "law": law}
@@ -93,15 +105,80 @@ def lanes_(
         _backend(source).lanes_(*flat, **key)
 
 
+def visit_(
+    outs: Sequence[Tensor], params: Params, *, name: str, rows: slice, seed: int, offset: float, law: Law
+) -> None:
+    """Writes some rows of a parameter in one or two lanes; lazy rows take the steps they owe on the way.
+
+    Args:
+      outs: where the lane params + offset * z(seed) goes, and perhaps its mirror image.
+      params: what to look at; only lazy ones are written.
+      name: the parameter.
+      rows: which rows; of lazy parameters a whole block.
+      seed: the direction's name.
+      offset: rounded to 11 significant bits.
+      law: the direction's law.
+    """
+    whole = params.tensors[name].detach()
+    source, start = whole[rows].view(-1), rows.start * (whole.numel() // len(whole))
+    key = {"tensor": tensor_id(name), "seed": seed, "offset": round_coefficient(offset), "law": law, "start": start}
+    owed = params.owed(name, rows.start) if isinstance(params, LazyParams) else []
+    flat = [out.view(-1) for out in outs]
+    with torch.no_grad():
+        if owed and len(outs) == 2:
+            _backend(source).visit_(*flat, source, steps=owed, **key)
+            params.paid(name, rows.start)  # type: ignore[attr-defined]
+            return
+        if owed:
+            settle_(params, name, rows)  # type: ignore[arg-type]
+        _write_(flat, source, key)
+
+
+def row_(outs: Sequence[Tensor], params: Params, *, name: str, row: int, seed: int, offset: float, law: Law) -> None:
+    """Writes one row of a matrix in one or two lanes, after the steps it owes; `params` stays as it is."""
+    whole = params.tensors[name].detach()
+    source, start = whole[row], row * whole.shape[1]
+    key = {"tensor": tensor_id(name), "seed": seed, "offset": round_coefficient(offset), "law": law, "start": start}
+    with torch.no_grad():
+        if isinstance(params, LazyParams) and params.owed(name, row):
+            source = source.clone()
+            _take_(source, params.owed(name, row), tensor=tensor_id(name), law=law, start=start)
+        _write_(outs, source, key)
+
+
+def settle_(params: LazyParams, name: str, rows: slice) -> None:
+    """Makes one block of rows take the steps it owes."""
+    whole = params.tensors[name].detach()
+    start = rows.start * (whole.numel() // len(whole))
+    with torch.no_grad():
+        _take_(whole[rows].view(-1), params.owed(name, rows.start), tensor=tensor_id(name), law=params.law, start=start)
+    params.paid(name, rows.start)
+
+
+def _take_(flat: Tensor, steps: Sequence[tuple[int, float]], *, tensor: int, law: Law, start: int) -> None:
+    for seed, coefficient in steps:
+        _backend(flat).step_(flat, tensor=tensor, seed=seed, coefficient=coefficient, law=law, start=start)
+
+
+def _write_(outs: Sequence[Tensor], source: Tensor, key: Mapping[str, Any]) -> None:
+    if not key["offset"]:
+        for out in outs:
+            out.copy_(source)
+    elif len(outs) == 2:
+        _backend(source).lanes_(outs[0], outs[1], source, **key)
+    else:
+        _backend(source).lane_(outs[0], source, **key)
+
+
 def walk_delta(params: Params, walk: Walk, *, law: Law) -> DenseDelta:
     """Returns a walk written out: the float64 sum of its steps, rounded to float32 once; shapes as in `params`."""
-    tensors = {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in params}
+    tensors = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in params.tensors.items()}
     apply_(Params(tensors), Update((walk,), (1.0,)), law=law)
     return DenseDelta(tensors)
 
 
 def apply_(params: Params, update: Update, *, law: Law) -> None:
-    """Adds one round's update to `params` in place, with one float32 rounding per scalar.
+    """Adds one round's update to `params` in place, with one rounding per scalar.
 
     Args:
       params: the model's trainable scalars.
@@ -120,6 +197,7 @@ def apply_(params: Params, update: Update, *, law: Law) -> None:
                     coefficients=[[round_coefficient(c) for c in walk.coefficients] for walk in walks],
                     weights=list(update.weights),
                     law=law,
+                    rounding=_rounding(update),
                 )
             else:
                 _add_dense_(flat, name, update, law)
@@ -149,4 +227,13 @@ def _add_dense_(flat: Tensor, name: str, update: Update, law: Law) -> None:
         if isinstance(part, Walk):
             part = walk_delta(Params({name: flat}), part, law=law)
         total.add_(part.tensors[name].to(flat.device).view(-1).to(torch.float64).mul_(weight))
-    flat.copy_(flat.to(torch.float64).add_(total))
+    moved = flat.to(torch.float64).add_(total)
+    if flat.dtype == torch.float32:
+        flat.copy_(moved)
+    else:
+        moved32 = moved.to(torch.float32)
+        _backend(flat).stochastic_(flat, moved32, tensor=tensor_id(name), seed=_rounding(update))
+
+
+def _rounding(update: Update) -> int:
+    return derive_seed("rounding", update.round)

@@ -3,8 +3,8 @@
 Nothing here holds a direction: an update is arithmetic on (seed, coefficient) pairs. Averaging the clients' models
 equals averaging their walks, exactly in real arithmetic. In floating point one rule makes every path agree to the bit:
 a walk sums in float64 in step order and rounds to float32 once, the round's weighted mean of walks sums in float64 in
-client order, and the model takes it with one float32 rounding. So a dense upload (the rounded walk) and a scalar upload
-(its pairs) give the same model.
+client order, and the model takes it with one rounding, float32's own or a stochastic one. So a dense upload (the
+rounded walk) and a scalar upload (its pairs) give the same model.
 """
 
 import math
@@ -94,10 +94,12 @@ class Update:
     Attributes:
       parts: one walk or delta per client.
       weights: as many weights; rounded to float32 here, so that every machine multiplies by the same number.
+      round: names the random bits by which 16-bit parameters round; without effect on float32 ones.
     """
 
     parts: tuple[Walk | DenseDelta, ...]
     weights: tuple[float, ...]
+    round: int = 0
 
     def __post_init__(self) -> None:
         """Checks lengths and rounds the weights to float32."""

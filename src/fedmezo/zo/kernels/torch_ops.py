@@ -1,5 +1,10 @@
-"""The noise contract in plain torch: any device, no compiler; the reference the fast backends are held to."""
+"""The noise contract in plain torch: any device, no compiler; the reference the fast backends are held to.
 
+Every tensor is flat and contiguous, of float32, bfloat16 or float16; arithmetic is in float32. What is written to a
+master copy (`target`) rounds stochastically when it is a half, what is written to a lane rounds to nearest even.
+"""
+
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -10,6 +15,7 @@ from fedmezo.zo.noise import (
     GAUSSIAN_DOMAIN,
     RADEMACHER_CHUNK,
     RADEMACHER_DOMAIN,
+    ROUNDING_DOMAIN,
     Law,
     table,
 )
@@ -71,18 +77,48 @@ def _spans(size: int) -> list[tuple[int, int]]:
     return [(start, min(_SPAN, size - start)) for start in range(0, size, _SPAN)]
 
 
-def step_(target: Tensor, *, tensor: int, seed: int, coefficient: float, law: Law) -> None:
-    """Adds coefficient * z(seed) to the flat float32 `target` in place; one rounding per entry."""
-    for start, size in _spans(target.numel()):
-        z = entries(seed, tensor, start=start, size=size, law=law, device=target.device)
-        target.narrow(0, start, size).add_(z.mul_(coefficient))
+def stochastic(source: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a float32 tensor in a half dtype, each value up or down with odds by nearness; infinities and nan stay.
+
+    Args:
+      source: float32.
+      bits: random integers in [0, 65536), like `source`: a value goes up when its cut off bits plus these carry.
+      dtype: torch.bfloat16 or torch.float16.
+    """
+    raw, bits = source.view(torch.int32), bits.to(torch.int32)
+    if dtype == torch.bfloat16:
+        kept = (raw >> 16) | source.isnan().to(torch.int32) * 0x0040
+        return torch.where(source.isfinite(), (raw + bits) >> 16, kept).to(torch.int16).view(dtype)
+    bits, size = bits >> 3, source.abs()
+    normal = ((raw + bits) & ~0x1FFF).view(torch.float32)
+    tiny = torch.floor(size * 2.0**24 + bits.to(torch.float32) * 2.0**-13) * 2.0**-24
+    small = torch.where(size >= 2.0**-14, normal, torch.copysign(tiny, source))
+    return torch.where(size < 65504, small, source).to(dtype)
+
+
+def stochastic_(target: Tensor, source: Tensor, *, tensor: int, seed: int, start: int = 0) -> None:
+    """Writes the float32 `source` to `target`, a half rounded with the rounding bits [start:] of `seed`."""
+    for at, size in _spans(target.numel()):
+        part = source.narrow(0, at, size)
+        if target.dtype != torch.float32:
+            bits = halfwords(seed, tensor, start + at, size, ROUNDING_DOMAIN, target.device)
+            part = stochastic(part, bits, target.dtype)
+        target.narrow(0, at, size).copy_(part)
+
+
+def step_(target: Tensor, *, tensor: int, seed: int, coefficient: float, law: Law, start: int = 0) -> None:
+    """Adds coefficient * z(seed)[start:] to `target` in place: one float32 rounding, then one to a half `target`."""
+    for at, size in _spans(target.numel()):
+        z = entries(seed, tensor, start=start + at, size=size, law=law, device=target.device)
+        span = target.narrow(0, at, size)
+        stochastic_(span, span.to(torch.float32) + z.mul_(coefficient), tensor=tensor, seed=seed, start=start + at)
 
 
 def lane_(out: Tensor, source: Tensor, *, tensor: int, seed: int, offset: float, law: Law, start: int = 0) -> None:
-    """Writes source + offset * z(seed)[start:] to `out`, both flat float32."""
+    """Writes source + offset * z(seed)[start:] to `out`."""
     for at, size in _spans(source.numel()):
         z = entries(seed, tensor, start=start + at, size=size, law=law, device=source.device)
-        torch.add(source.narrow(0, at, size), z.mul_(offset), out=out.narrow(0, at, size))
+        out.narrow(0, at, size).copy_(source.narrow(0, at, size).to(torch.float32) + z.mul_(offset))
 
 
 def lanes_(
@@ -91,21 +127,43 @@ def lanes_(
     """Writes source + offset * z(seed)[start:] to `plus` and source - offset * z(seed)[start:] to `minus`."""
     for at, size in _spans(source.numel()):
         z = entries(seed, tensor, start=start + at, size=size, law=law, device=source.device).mul_(offset)
-        span = source.narrow(0, at, size)
-        torch.add(span, z, out=plus.narrow(0, at, size))
-        torch.sub(span, z, out=minus.narrow(0, at, size))
+        span = source.narrow(0, at, size).to(torch.float32)
+        plus.narrow(0, at, size).copy_(span + z)
+        minus.narrow(0, at, size).copy_(span - z)
+
+
+def visit_(
+    plus: Tensor,
+    minus: Tensor,
+    target: Tensor,
+    *,
+    tensor: int,
+    steps: Sequence[tuple[int, float]],
+    seed: int,
+    offset: float,
+    law: Law,
+    start: int = 0,
+) -> None:
+    """Lets `target` take `steps`, pairs (seed, coefficient), in order, then writes the lanes `plus` and `minus`."""
+    for taken, coefficient in steps:
+        step_(target, tensor=tensor, seed=taken, coefficient=coefficient, law=law, start=start)
+    lanes_(plus, minus, target, tensor=tensor, seed=seed, offset=offset, law=law, start=start)
 
 
 def walks_(
     target: Tensor,
     *,
     tensor: int,
-    seeds: list[list[int]],
-    coefficients: list[list[float]],
-    weights: list[float],
+    seeds: Sequence[Sequence[int]],
+    coefficients: Sequence[Sequence[float]],
+    weights: Sequence[float],
     law: Law,
+    rounding: int = 0,
 ) -> None:
-    """Adds the weighted sum of walks to `target`: walks sum in float64, round to float32, then average in float64."""
+    """Adds the weighted sum of walks to `target`: walks sum in float64, round to float32, then average in float64.
+
+    The new `target` rounds to float32 once; a half `target` then takes it with the rounding bits of seed `rounding`.
+    """
     for start, size in _spans(target.numel()):
         total = torch.zeros(size, dtype=torch.float64, device=target.device)
         for weight, walk_seeds, walk_coefficients in zip(weights, seeds, coefficients, strict=True):
@@ -115,4 +173,5 @@ def walks_(
                 walk.add_(z.to(torch.float64).mul_(coefficient))
             total.add_(walk.to(torch.float32).to(torch.float64).mul_(weight))
         span = target.narrow(0, start, size)
-        span.copy_(span.to(torch.float64).add_(total))
+        source = total.add_(span.to(torch.float64)).to(torch.float32)
+        stochastic_(span, source, tensor=tensor, seed=rounding, start=start)
