@@ -14,6 +14,7 @@ from fedmezo.fl.algorithm import Point, Task
 from fedmezo.fl.walk import take_walks
 from fedmezo.models.adapters import full_adapter, make_adapter
 from fedmezo.models.bench import ModelBench
+from fedmezo.models.schedule import token_budget
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import lane_, lanes_, step_
 
@@ -240,3 +241,14 @@ def test_a_part_of_a_lane_is_the_lanes_part(backend, law, monkeypatch):
         lanes_(plus, minus, source[start : start + size], start=start, **key)
         assert torch.equal(one, whole[start : start + size]) and torch.equal(plus, one)
         assert torch.equal(minus, mirror[start : start + size])
+
+
+def test_a_forward_pass_takes_what_memory_holds(monkeypatch):
+    model = tiny("llama").model
+    assert token_budget(model) == 1024
+    width, inner = model.config.hidden_size, model.config.intermediate_size
+    token = 4 * (8 * width + 3 * inner)
+    monkeypatch.setattr("fedmezo.models.schedule._memory", lambda device: 16 * 100 * token + 1)
+    assert token_budget(model) == 100
+    monkeypatch.setattr("fedmezo.models.schedule._memory", lambda device: 1)
+    assert token_budget(model) == 1

@@ -19,7 +19,7 @@ from fedmezo.models.engine import Engine, Unit
 from fedmezo.models.lanes import Lane
 from fedmezo.models.load import Loaded
 from fedmezo.models.loss import Example, RowScore, Tally, tally
-from fedmezo.models.schedule import Job, fill, passes
+from fedmezo.models.schedule import Job, fill, passes, token_budget
 from fedmezo.zo.lazy import LazyParams
 from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params, kept
@@ -29,8 +29,6 @@ __all__ = ["Evaluation", "ModelBench", "Scores"]
 Batches = Callable[[int, int, int], Sequence[Example]]
 Lanes = int | Literal["auto"]
 
-# Tokens per forward pass with lanes = "auto". On a CPU larger passes were no faster and hold more activations.
-_CPU_BUDGET, _ACCELERATOR_BUDGET = 1024, 16384
 _COPIES_BYTES = 1 << 29  # private LoRA copies may take this much by default
 _MOST_COPIES = 64
 
@@ -91,7 +89,7 @@ class ModelBench:
       batches: (client, round, step) -> that batch; None when only evaluating.
       law: law of z.
       seed: seed of the adapter's own start.
-      lanes: points per forward pass, or "auto": as many as fit 1024 tokens on a CPU, 16384 elsewhere.
+      lanes: points per forward pass, or "auto": as many as `schedule.token_budget` allows.
       capacity: LoRA copies; None for as many as fit 512 MB, at most 64.
       checkpointing: `gradient` keeps each decoder layer's input only and computes the layer again when it goes back.
 
@@ -112,7 +110,7 @@ class ModelBench:
             adapter.check(params)
             self.params.copy_(params)
         self.engine = Engine(loaded.model, adapter, params=self.params, law=law)
-        self._budget = _CPU_BUDGET if loaded.model.device.type == "cpu" else _ACCELERATOR_BUDGET
+        self._budget = token_budget(loaded.model)
         fitting = min(_MOST_COPIES, max(1, _COPIES_BYTES // (4 * self.params.dim)))
         self.capacity = 1 if adapter.kind == "full" else capacity or fitting
         self._checkpointing, self._law = checkpointing, law
@@ -165,7 +163,7 @@ class ModelBench:
         places = {job: lane for lane, job in enumerate(dict.fromkeys(job for job, _ in ordered))}
         lanes = [Lane(work[job].point.params, work[job].point.seed, work[job].point.offset) for job in places]
         asked = [Unit(places[job], work[job].rows[row], work[job].options[row]) for job, row in ordered]
-        return dict(zip(ordered, self.engine.score(lanes, asked), strict=True))
+        return dict(zip(ordered, self.engine.score(lanes, asked, hits=False), strict=True))
 
     def gradient(self, point: Point) -> tuple[float, dict[str, Tensor]]:
         """Returns the loss at a point, nats, and its gradient by backpropagation, name -> float32 tensor.

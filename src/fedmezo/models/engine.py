@@ -67,18 +67,19 @@ class Engine:
             self._try_packing()
             self._try_lanes(adapter, params)
 
-    def score(self, lanes: Sequence[Lane], units: Sequence[Unit]) -> list[RowScore]:
+    def score(self, lanes: Sequence[Lane], units: Sequence[Unit], *, hits: bool = True) -> list[RowScore]:
         """Returns one score per unit, from one forward pass when the model packs.
 
         Args:
           lanes: the settings.
           units: rows in lane order.
+          hits: whether scores shall count the labels that were the likeliest tokens.
         """
         with torch.inference_mode():
             if self._together([unit.row for unit in units]):
-                return self._pass(lanes, units)
+                return self._pass(lanes, units, hits=hits)
             alone = [([lanes[unit.lane]], [Unit(0, unit.row, unit.options)]) for unit in units]
-            return [self._pass(lane, unit)[0] for lane, unit in alone]
+            return [self._pass(lane, unit, hits=hits)[0] for lane, unit in alone]
 
     def _together(self, rows: Sequence[Row]) -> bool:
         """Returns whether these rows may share a forward pass."""
@@ -123,8 +124,8 @@ class Engine:
             logits: Tensor = self.modules.head(hidden[None])[0]  # type: ignore[misc]
         return logits.float().log_softmax(-1).gather(1, wanted)
 
-    def _pass(self, lanes: Sequence[Lane], units: Sequence[Unit]) -> list[RowScore]:
-        rows = [unit.row for unit in units]
+    def _pass(self, lanes: Sequence[Lane], units: Sequence[Unit], *, hits: bool) -> list[RowScore]:
+        rows, options = [unit.row for unit in units], [unit.options for unit in units]
         sizes, index = _label_places(rows, device=self._device)
         tokens, labels = [0] * len(lanes), [0] * len(lanes)
         for unit, size in zip(units, sizes, strict=True):
@@ -132,7 +133,7 @@ class Engine:
             labels[unit.lane] += len(unit.row.ids) - unit.row.start
         with self.modules.visiting(lanes, spans=lay_out(tokens)), self._attending(sizes):
             pieces = self._pieces(self._inputs([row.ids[:-1] for row in rows]), index, labels)
-            return label_scores(pieces, rows=rows, options=[unit.options for unit in units], device=self._device)
+            return label_scores(pieces, rows=rows, options=options, device=self._device, hits=hits)
 
     def _inputs(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         self.passes += 1

@@ -62,7 +62,7 @@ class RowScore:
     Attributes:
       nll: sum of the label tokens' negative log-likelihoods, nats, float64.
       count: number of label tokens.
-      hits: label tokens that were the likeliest of all tokens.
+      hits: label tokens that were the likeliest of all tokens; 0 when that was not asked.
       options: logits of the option tokens.
     """
 
@@ -153,8 +153,8 @@ def _choice(scores: Sequence[float], answer: int) -> Tally:
 class _Labels:
     """Running log-likelihood of each label row while its logits come by in pieces."""
 
-    def __init__(self, targets: Tensor, wanted: Mapping[int, tuple[int, ...]]) -> None:
-        self.targets, self.wanted = targets, wanted
+    def __init__(self, targets: Tensor, wanted: Mapping[int, tuple[int, ...]], *, hits: bool) -> None:
+        self.targets, self.wanted, self.hits = targets, wanted, hits
         self.mass = torch.zeros_like(targets, dtype=torch.float64)
         self.top = torch.full_like(self.mass, -math.inf)
         self.label = torch.full_like(self.mass, math.nan)
@@ -170,8 +170,10 @@ class _Labels:
         self.label[rows] = torch.where(inside, found, self.label[rows])
         for row in [row for row in self.wanted if rows.start <= row < rows.stop]:
             self._take_options(row, piece)
-        top, best = piece.logits.max(1)
-        self.best[rows] = torch.where(top > self.top[rows], best + piece.word, self.best[rows])
+        top = piece.logits.amax(1)
+        if self.hits:
+            found = torch.where(top > self.top[rows], piece.logits.argmax(1) + piece.word, self.best[rows])
+            self.best[rows] = found
         # exp(logit - top) in float32, the rest in float64: one ulp of a float32 loss would be 5e-4 in a slope.
         mass = piece.logits.sub_(top[:, None]).exp_().sum(1).double()
         old, new = self.top[rows], torch.maximum(self.top[rows], top.double())
@@ -194,7 +196,12 @@ def _ratio(old: Tensor, new: Tensor) -> Tensor:
 
 
 def label_scores(
-    pieces: Iterable[Piece], *, rows: Sequence[Row], options: Sequence[tuple[int, ...]], device: torch.device
+    pieces: Iterable[Piece],
+    *,
+    rows: Sequence[Row],
+    options: Sequence[tuple[int, ...]],
+    device: torch.device,
+    hits: bool = True,
 ) -> list[RowScore]:
     """Returns one score per row.
 
@@ -203,14 +210,15 @@ def label_scores(
       rows: the sequences.
       options: option tokens of each row; empty for a row scored by likelihood.
       device: where the logits are.
+      hits: whether to find the likeliest token of each row, which takes as long as the loss.
     """
     ends = list(accumulate(len(row.ids) - row.start for row in rows))
     targets = torch.tensor([token for row in rows for token in row.ids[row.start :]], device=device)
-    labels = _Labels(targets, {end - 1: ids for end, ids in zip(ends, options, strict=True) if ids})
+    labels = _Labels(targets, {end - 1: ids for end, ids in zip(ends, options, strict=True) if ids}, hits=hits)
     for piece in pieces:
         labels.add_(piece)
-    losses, hits = labels.losses(), (labels.best == targets).tolist()
+    losses, right = labels.losses(), (labels.best == targets).tolist()
     return [
-        RowScore(math.fsum(losses[a:b]), b - a, sum(hits[a:b]), tuple(labels.options.get(b - 1, ())))
+        RowScore(math.fsum(losses[a:b]), b - a, sum(right[a:b]), tuple(labels.options.get(b - 1, ())))
         for a, b in zip([0, *ends], ends, strict=False)
     ]

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from fedmezo.fl.algorithm import Point
 from fedmezo.models.loss import Example, Row, RowScore, Tally, tally
 from fedmezo.models.scratch import Lane
 
-__all__ = ["Job", "fill", "passes"]
+__all__ = ["Job", "fill", "passes", "token_budget"]
+
+# On a CPU larger passes were no faster.
+_MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
+_SHARE = 16  # activations may take this part of the device's memory
+
+
+def token_budget(model: Any) -> int:
+    """Returns how many tokens may share a forward pass of `model`: what its device's memory holds, to a limit.
+
+    It goes by the memory the device has, not by what is free just now: how many sequences share a pass changes the last
+    bits of their losses, and one machine shall always compute the same.
+    """
+    config, device = model.config, next(model.parameters()).device
+    width = int(getattr(config, "hidden_size", 0) or 1024)
+    inner = int(getattr(config, "intermediate_size", 0) or 4 * width)
+    token = next(model.parameters()).element_size() * (8 * width + 3 * inner)
+    fitting = _memory(device) // _SHARE // token
+    return max(1, min(_MOST_TOKENS.get(device.type, _MOST_TOKENS["cuda"]), fitting))
+
+
+def _memory(device: torch.device) -> int:
+    """Returns the bytes of memory the device has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(eq=False, slots=True)

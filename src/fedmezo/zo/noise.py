@@ -15,7 +15,7 @@ hence every backend, with or without fused multiply-add, gives the same bits.
 
 import hashlib
 import math
-from functools import cache
+from functools import cache, lru_cache
 from statistics import NormalDist
 from typing import Literal
 
@@ -60,6 +60,7 @@ def table() -> NDArray[np.int16]:
     return values
 
 
+@lru_cache(maxsize=4096)
 def tensor_id(name: str) -> int:
     """Returns the 32-bit id of a parameter, a hash of its qualified name."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little")

@@ -6,6 +6,7 @@ it once per process. Arithmetic is in float32; a 16-bit weight takes a step by s
 nearest would swallow most of it, with random bits named by the step's own seed, so that every machine rounds alike.
 """
 
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -30,35 +31,42 @@ __all__ = [
 
 
 @cache
-def check_backend(name: str) -> None:
-    """Checks a backend against noise v1: the table on all 65,536 inputs, then one block of each law.
+def check_backend(name: str, device: str = "cpu") -> ModuleType:
+    """Returns a backend after checking it against noise v1: the table on all 65,536 inputs, then one block of each law.
+
+    Args:
+      name: "numba", "triton" or "torch".
+      device: where it shall work.
 
     Raises:
       NoiseError: the backend is wrong on this machine; nothing has been written.
     """
     if name == "torch":
-        return
-    from fedmezo.zo.kernels import numba_ops
-
-    good = bool(np.array_equal(numba_ops.lookup() * 1024, table().astype(np.float32)))
+        return torch_ops
+    module = importlib.import_module(f"fedmezo.zo.kernels.{name}_ops")
+    where = {} if name == "numba" else {"device": torch.device(device)}
+    good = bool(np.array_equal(np.asarray(module.lookup(**where)) * 1024, table().astype(np.float32)))
     for law in ("gaussian", "rademacher"):
         seed, tensor = 0x0123456789ABCDEF, 0x89ABCDEF
-        fast = numba_ops.entries(seed, tensor, size=4100, law=law)
+        fast = module.entries(seed, tensor, size=4100, law=law, **where).cpu()
         good &= torch.equal(fast, torch_ops.entries(seed, tensor, start=0, size=4100, law=law, device=fast.device))
     if not good:
         raise NoiseError(
-            "The compiled noise backend differs from noise v1 here; set FEDMEZO_NOISE=torch and report this."
+            f"The compiled noise backend ({name}) differs from noise v1 here; set FEDMEZO_NOISE=torch and report this."
         )
+    return module
+
+
+@cache
+def _choose(device: str, wanted: str) -> ModuleType:
+    fast = {"cpu": "numba", "cuda": "triton"}.get(device.split(":")[0])
+    if fast is None or wanted == "torch" or not util.find_spec(fast):
+        return torch_ops
+    return check_backend(fast, device)
 
 
 def _backend(tensor: Tensor) -> ModuleType:
-    wanted = os.environ.get("FEDMEZO_NOISE", "")
-    if tensor.device.type != "cpu" or wanted == "torch" or not util.find_spec("numba"):
-        return torch_ops
-    from fedmezo.zo.kernels import numba_ops
-
-    check_backend("numba")
-    return numba_ops
+    return _choose(str(tensor.device), os.environ.get("FEDMEZO_NOISE", ""))
 
 
 def step_(params: Params, seed: int, *, coefficient: float, law: Law) -> None:
