@@ -16,6 +16,7 @@ from fedmezo.errors import DataError, ModelError
 from fedmezo.fl.algorithm import Point
 from fedmezo.models.backprop import recomputed, recomputing
 from fedmezo.models.bench import ModelBench
+from fedmezo.models.linear import onednn_pays
 from fedmezo.models.loss import RowScore, loss_weight, tally
 from fedmezo.zo.noise import noise
 from fedmezo.zo.params import Params
@@ -37,6 +38,17 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, params=["mkl", "onednn"])
+def _library(request, monkeypatch):
+    """Models this small would not meet the library that large ones are computed with."""
+    monkeypatch.setenv("FEDMEZO_LINEAR", request.param)
+    monkeypatch.setattr("fedmezo.models.linear._SMALL", 1)
+    monkeypatch.setattr("fedmezo.models.linear._FEW", 1)
+    onednn_pays.cache_clear()
+    yield
+    onednn_pays.cache_clear()
 
 
 def bench(loaded, kind="lora", *, batches=BATCHES, **options):

@@ -15,6 +15,7 @@ from fedmezo.models.adapters import full_adapter, load_adapter, lora_adapter, me
 from fedmezo.models.bench import ModelBench
 from fedmezo.models.engine import Engine, Unit
 from fedmezo.models.lanes import Lane, lay_out
+from fedmezo.models.linear import onednn_pays
 from fedmezo.models.loss import Piece, label_scores
 from fedmezo.zo.noise import noise, round_coefficient
 from fedmezo.zo.params import Params
@@ -39,6 +40,17 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, params=["mkl", "onednn"])
+def _library(request, monkeypatch):
+    """Models this small would not meet the library that large ones are computed with."""
+    monkeypatch.setenv("FEDMEZO_LINEAR", request.param)
+    monkeypatch.setattr("fedmezo.models.linear._SMALL", 1)
+    monkeypatch.setattr("fedmezo.models.linear._FEW", 1)
+    onednn_pays.cache_clear()
+    yield
+    onednn_pays.cache_clear()
 
 
 def config(name, **options):

@@ -213,6 +213,9 @@ class LaneModules:
             lanes = visit.lanes[span.first : span.first + span.count]
             a = self._scratch.stack(site.a, lanes, role="a", dtype=x.dtype)
             b = self._scratch.stack(site.b, lanes, role="b", dtype=x.dtype)
+            if torch.is_grad_enabled():
+                # One lane; autograd forbids to write into what came out of a function of ours.
+                return (total + site.scale * linear(linear(flat, a[0]), b[0])).view(out.shape)
             add_adapters_(total[span.start : span.stop], flat[span.start : span.stop], a, b, scale=site.scale)
         return total.view(out.shape)
 

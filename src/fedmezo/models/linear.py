@@ -57,7 +57,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def add_adapters_(total: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: float) -> None:
-    """Adds scale * B (A x) to `total`, each lane's A and B to that lane's rows; not in place under autograd.
+    """Adds scale * B (A x) to `total`, each lane's A and B to that lane's rows; no gradient passes.
 
     Args:
       total: [lanes * rows, out], in lane order.

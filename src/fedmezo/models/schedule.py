@@ -30,7 +30,7 @@ def token_budget(model: Any) -> int:
     width = int(getattr(config, "hidden_size", 0) or 1024)
     inner = int(getattr(config, "intermediate_size", 0) or 4 * width)
     token = next(model.parameters()).element_size() * (8 * width + 3 * inner)
-    fitting = _memory(device) // _SHARE // token
+    fitting: int = _memory(device) // _SHARE // token
     return max(1, min(_MOST_TOKENS.get(device.type, _MOST_TOKENS["cuda"]), fitting))
 
 
