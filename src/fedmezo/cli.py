@@ -4,24 +4,25 @@ Heavy modules are imported inside the verbs, so that help and configuration answ
 one JSON object on standard output and everything else on standard error.
 """
 
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
 from typer.core import TyperArgument
 
 from fedmezo import __version__
-from fedmezo.channels import aside, emit, fail
+from fedmezo.channels import aside, fail
+from fedmezo.cli_analyze import analyze_app
+from fedmezo.cli_bench import bench
 from fedmezo.cli_compare import compare
-from fedmezo.cli_config import Json, Settings, Source, config_app, mistake, read_config
-from fedmezo.errors import ConfigError, FedMeZOError, StoppedError
+from fedmezo.cli_config import Folder, Json, Quiet, Settings, Source, config_app, mistake, read_config, show
+from fedmezo.cli_use import evaluate, export, report, rollback, verify
+from fedmezo.errors import FedMeZOError, StoppedError
 
 if TYPE_CHECKING:
     from fedmezo.studies.config import Config
@@ -40,22 +41,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(config_app, name="config", rich_help_panel="Prepare")
+app.add_typer(analyze_app, name="analyze", rich_help_panel="Prepare")
 app.command(rich_help_panel="Tune")(compare)
-
-
-class Target(StrEnum):
-    """What `export` writes."""
-
-    peft = "peft"
-    merged = "merged"
-
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.")]
-Round = Annotated[
-    int | None, typer.Option("--round", min=0, metavar="N", help="The model after N rounds; the last by default.")
-]
+app.command("eval", rich_help_panel="Use")(evaluate)
+app.command(rich_help_panel="Use")(export)
+for verb in (verify, rollback, report, bench):
+    app.command(rich_help_panel="Look after")(verb)
 
 
 # The help of each positional argument, by its name.
@@ -65,6 +56,7 @@ ARGUMENTS = {
     "target": "The folder of a run, or of an adapter.",
     "name": "Such as smollm2-135m.",
     "path": "The file to write; fedmezo.toml by default.",
+    "what": "noise | step | simulate | replay | memory | all.",
 }
 
 
@@ -101,7 +93,7 @@ def run(
         from fedmezo.studies import run as study
 
         summary = study.run(wanted, out=folder, watch=watch)
-    _show(summary.as_dict(), as_json=as_json, kind="summary")
+    show(summary.as_dict(), as_json=as_json, kind="summary")
 
 
 @app.command(rich_help_panel="Tune")
@@ -110,6 +102,9 @@ def resume(
     rounds: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rounds in all; as configured by default.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes that walk; as configured by default.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -117,90 +112,8 @@ def resume(
     with _watching(folder, quiet=quiet) as watch:
         from fedmezo.studies import run as study
 
-        summary = study.resume(folder, rounds=rounds, watch=watch)
-    _show(summary.as_dict(), as_json=as_json, kind="summary")
-
-
-@app.command("eval", rich_help_panel="Use")
-def evaluate(
-    target: Annotated[Path, typer.Argument(metavar="DIR|ADAPTER")],
-    round_number: Round = None,
-    examples: Annotated[int | None, typer.Option(min=1, metavar="N", help="Examples at most.")] = None,
-    metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Also exact_match or rouge_l; may be given again.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="CONFIG", help="Model and data for an adapter folder that is no run.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Judge the tuned model on the evaluation examples."""
-    extra: dict[str, Any] = {} if config is None else {"config": read_config(config, None)}
-    extra |= {"metrics": metric} if metric else {}
-    with aside():
-        from fedmezo.studies import run as study
-
-        result = study.evaluate(target, round=round_number, examples=examples, **extra)
-    _show(result, as_json=as_json)
-
-
-@app.command(rich_help_panel="Use")
-def export(
-    folder: Folder,
-    to: Annotated[
-        Target, typer.Option("--to", help="peft: an adapter folder; merged: one ordinary model folder.")
-    ] = Target.peft,
-    round_number: Round = None,
-    out: Out = None,
-    as_json: Json = False,
-) -> None:
-    """Write the tuned model for peft and transformers, as of any round."""
-    with aside():
-        from fedmezo.studies import run as study
-
-        path = study.export(folder, to=to.value, round=round_number, out=out)
-    _show({"path": path, "to": to.value}, as_json=as_json)
-
-
-@app.command(rich_help_panel="Look after")
-def verify(folder: Folder, as_json: Json = False) -> None:
-    """Rebuild the model from the journal and compare it with the digests recorded; exit code 1 when they differ."""
-    with aside():
-        from fedmezo.studies import run as study
-
-        result = study.verify(folder)
-    _show(result, as_json=as_json)
-    if not result.get("ok"):
-        raise typer.Exit(1)
-
-
-@app.command(rich_help_panel="Look after")
-def rollback(
-    folder: Folder,
-    round_number: Annotated[int, typer.Option("--round", min=0, metavar="N", help="Rounds to keep.")],
-    as_json: Json = False,
-) -> None:
-    """Take back all rounds after the first N; the journal as it was is kept beside it."""
-    with aside():
-        from fedmezo.studies import run as study
-
-        result = study.rollback(folder, round=round_number)
-    _show(result, as_json=as_json)
-
-
-@app.command(rich_help_panel="Look after")
-def report(folder: Folder, as_json: Json = False) -> None:
-    """Write DIR/report.html again, one page that needs no network."""
-    journal = folder / "journal.sqlite"
-    if not journal.is_file():
-        raise ConfigError(f"{folder} is not the folder of a run: it holds no journal.sqlite.")
-    known = folder / "summary.json"
-    with aside():
-        from fedmezo.studies.report import write_report
-
-        summary = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else None
-        path = write_report(journal, out=folder / "report.html", summary=summary, split=(summary or {}).get("split"))
-    _show({"path": path}, as_json=as_json)
+        summary = study.resume(folder, rounds=rounds, workers=workers, watch=watch)
+    show(summary.as_dict(), as_json=as_json, kind="summary")
 
 
 @app.command(rich_help_panel="Prepare")
@@ -211,7 +124,7 @@ def plan(config: Source = None, settings: Settings = None, as_json: Json = False
         from fedmezo.studies import plan as study
 
         result = study.plan(wanted)
-    _show(result, as_json=as_json)
+    show(result, as_json=as_json)
 
 
 @app.command(rich_help_panel="Prepare")
@@ -221,7 +134,7 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: Json = 
         from fedmezo.models.fetch import fetch as bring
 
         path = bring(name, say=lambda text: typer.echo(text, err=True))
-    _show({"name": name, "path": path}, as_json=as_json)
+    show({"name": name, "path": path}, as_json=as_json)
 
 
 def _folder_of(config: "Config", path: Path | None) -> Path:
@@ -247,18 +160,6 @@ def _watching(folder: Path, *, quiet: bool) -> Iterator["Screen"]:
                 f"Interrupted; no finished round is lost. Go on with: fedmezo resume {watch.folder}"
             ) from None
         raise StoppedError("Interrupted before the run began; start it again.") from None
-
-
-def _show(result: Mapping[str, Any], *, as_json: bool, kind: str = "facts") -> None:
-    if as_json:
-        emit(result)
-        return
-    from rich.console import Console
-
-    from fedmezo.studies.screen import facts_table, summary_table
-
-    shown = summary_table(result) if kind == "summary" else facts_table(result)
-    Console(highlight=False).print(shown, soft_wrap=True)
 
 
 def _command() -> click.Command:

@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
@@ -15,7 +15,9 @@ from fedmezo.errors import ConfigError
 if TYPE_CHECKING:
     from fedmezo.studies.config import Config
 
-__all__ = ["Json", "Settings", "Source", "config_app", "mistake", "read_config"]
+__all__ = [
+    "Folder", "Json", "Out", "Quiet", "Round", "Settings", "Source", "config_app", "mistake", "read_config", "show",
+]  # fmt: skip
 
 config_app = typer.Typer(help="Show, describe or begin a configuration.", rich_markup_mode="markdown")
 
@@ -31,6 +33,12 @@ Settings = Annotated[
     ),
 ]
 Source = Annotated[Path | None, typer.Argument(metavar="[CONFIG]")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write.")]
+Round = Annotated[
+    int | None, typer.Option("--round", min=0, metavar="N", help="The model after N rounds; the last by default.")
+]
 
 
 def read_config(path: Path | None, settings: Sequence[str] | None) -> "Config":
@@ -52,6 +60,19 @@ def mistake(error: click.UsageError) -> str:
     # click and typer each add their own guess.
     text = re.sub(r" \(Did you mean one of: [^)]*\)", "", error.format_message())
     return f"{text} See `{verb} --help`."
+
+
+def show(result: Mapping[str, Any], *, as_json: bool, kind: str = "facts") -> None:
+    """Prints a result: one JSON object, or a table for people."""
+    if as_json:
+        emit(result)
+        return
+    from rich.console import Console
+
+    from fedmezo.studies.screen import facts_table, summary_table
+
+    shown = summary_table(result) if kind == "summary" else facts_table(result)
+    Console(highlight=False).print(shown, soft_wrap=True)
 
 
 @config_app.callback(invoke_without_command=True)

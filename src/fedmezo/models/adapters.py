@@ -108,7 +108,14 @@ class Adapter:
 
 
 def full_adapter(model: PreTrainedModel) -> Adapter:
-    """Returns the adapter that trains every parameter, in the model's own type; tied weights count once."""
+    """Returns the adapter that trains every parameter, in the model's own type; tied weights count once.
+
+    Raises:
+      ModelError: the weights are held in fewer than 16 bits.
+    """
+    from fedmezo.models.quantize import require_unquantised
+
+    require_unquantised(model, what="Training all parameters")
     return Adapter("full", {name: tuple(tensor.shape) for name, tensor in sorted(model.named_parameters())})
 
 
@@ -258,8 +265,12 @@ def merge(model: PreTrainedModel, adapter: Adapter, *, params: Params) -> dict[s
     not trained are the model's own, not copies.
 
     Raises:
-      ModelError: `params` are not the adapter's, or a LoRA target shares its weight with another module.
+      ModelError: `params` are not the adapter's, a LoRA target shares its weight with another module, or the weights
+        are held in fewer than 16 bits.
     """
+    from fedmezo.models.quantize import require_unquantised
+
+    require_unquantised(model, what="Merging an adapter")
     adapter.check(params)
     state: dict[str, Tensor] = dict(model.state_dict())
     changed = dict(_merged_weights(model, adapter, params))

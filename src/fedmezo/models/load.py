@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -58,8 +58,9 @@ def known_models() -> tuple[str, ...]:
 
 
 def load_model(
-    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu", say: Say = silent
-) -> Loaded:
+    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu",
+    quantize: Literal["int8", "int4"] | None = None, say: Say = silent,
+) -> Loaded:  # fmt: skip
     """Returns the model called `name`, frozen, with its tokenizer.
 
     Runs no code that comes with a model and reads no pickled weights.
@@ -70,16 +71,25 @@ def load_model(
       revision: branch, tag or commit; hub ids only.
       dtype: "float32", "bfloat16" or "float16"; the weights are cast to it.
       device: a torch device.
+      quantize: format of the linear layers' weights, quantised from `dtype`, which all arithmetic keeps; None for
+        none. Loading needs the memory of the unquantised model for a moment.
       say: receives one sentence per slow stage.
 
     Raises:
-      ModelError: no such model, one that cannot be loaded, or an impossible dtype, device or revision.
+      ModelError: no such model, one that cannot be loaded, or an impossible dtype, device, revision or quantize.
     """
     torch_dtype(dtype)
     _check_device(device)
+    if quantize is not None:
+        from fedmezo.models.quantize import check, quantize_
+
+        check(quantize, device)
     place = _find(name, revision=revision, say=say)
     model, tokenizer = read(place.folder, gguf=place.gguf, dtype=dtype)
     model.eval().requires_grad_(requires_grad=False)
+    if quantize is not None:
+        say(f"Quantising the weights to {quantize}.")
+        quantize_(model, quantize)
     mark = fingerprint(model)
     return Loaded(model.to(device), tokenizer, mark, place.source, window(model))
 

@@ -68,16 +68,14 @@ class Scratch:
             return (whole if rows is None else whole[rows])[None].to(dtype or whole.dtype)
         like = lanes[0].params.tensors[name]
         parts = list(blocks(like)) if rows is None else [rows]
-        out = self._take(role, (len(lanes), parts[-1].stop - parts[0].start, *like.shape[1:]), like.dtype)
+        out = self._take(role, (len(lanes), parts[-1].stop - parts[0].start, *like.shape[1:]), dtype or like.dtype)
         for part in parts:
             place = slice(part.start - parts[0].start, part.stop - parts[0].start)
             for at, count in _pairs(lanes):
                 lane = lanes[at]
                 key = {"name": name, "rows": part, "seed": lane.seed, "offset": lane.offset, "law": self.law}
                 visit_([out[at + which, place] for which in range(count)], lane.params, **key)  # type: ignore[arg-type]
-        if dtype in (None, out.dtype):
-            return out
-        return self._take(role, tuple(out.shape), dtype).copy_(out)
+        return out
 
     def lookup(self, name: str, lanes: Sequence[Lane], *, ids: Tensor) -> Tensor:
         """Returns rows `ids` of one matrix in each lane, [lanes, *ids.shape, width]; no other row is made.

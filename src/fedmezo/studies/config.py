@@ -69,6 +69,15 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _codes_stay_frozen(self) -> "Config":
+        if self.adapter.kind == "full" and self.model.quantize != "none":
+            raise ValueError(
+                f'adapter.kind = "full" trains the weights themselves, which model.quantize = "{self.model.quantize}" '
+                'keeps as frozen codes; set model.quantize = "none", or adapter.kind = "lora".'
+            )
+        return self
+
     def to_toml(self) -> str:
         """Returns the resolved configuration as a TOML file; `load_config` of it is equal to this one."""
         return "\n".join(f"[{name}]\n" + _table(getattr(self, name)) for name in _sections())

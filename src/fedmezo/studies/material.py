@@ -30,6 +30,12 @@ class Model(Section):
         default="float32",
         also=("torch_dtype", "precision"),
     )
+    quantize: Literal["none", "int8", "int4"] = key(
+        "Holds the frozen linear layers in 8 or about 5 bits per weight: none | int8 | int4. Arithmetic stays in dtype "
+        "and slopes as exact. For lora only; embeddings are kept whole.",
+        default="none",
+        also=("quantization", "load_in"),
+    )
 
 
 class Adapter(Section):

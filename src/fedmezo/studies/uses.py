@@ -6,8 +6,9 @@ from pathlib import Path
 
 from fedmezo.errors import ConfigError, JournalError
 from fedmezo.models.adapters import load_adapter, save_adapter, save_merged
+from fedmezo.models.load import Loaded
 from fedmezo.runtime.journal import replay, update_of
-from fedmezo.studies.build import Built, Tuned, build, build_model
+from fedmezo.studies.build import Built, Tuned, build, build_model, load_base
 from fedmezo.studies.config import Config, load_config
 from fedmezo.studies.folder import JOURNAL, base_of, opened, rounds_upto, writing
 from fedmezo.studies.judge import judge
@@ -27,11 +28,20 @@ def save(tuned: Tuned, folder: Path, *, merged: bool = False) -> Path:
     adapter, params = tuned.bench.adapter, tuned.bench.params
     with writing(folder):
         if merged or adapter.kind == "full":
-            save_merged(folder, tuned.loaded.model, adapter=adapter, params=params, tokenizer=tuned.loaded.tokenizer)
+            whole = _whole(tuned)
+            save_merged(folder, whole.model, adapter=adapter, params=params, tokenizer=whole.tokenizer)
         else:
             save_adapter(folder, params, adapter=adapter, base=tuned.base_name)
         (folder / SETTINGS).write_text(tuned.config.to_toml(), encoding="utf-8")
     return folder
+
+
+def _whole(tuned: Tuned) -> Loaded:
+    """Returns the base model with its weights as numbers: a quantised one is loaded again, unquantised."""
+    model = tuned.config.model
+    if model.quantize == "none":
+        return tuned.loaded
+    return load_base(tuned.config.model_copy(update={"model": model.model_copy(update={"quantize": "none"})}))
 
 
 def export(folder: Path | str, *, to: str = "peft", round: int | None = None, out: Path | str | None = None) -> Path:
