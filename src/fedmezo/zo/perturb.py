@@ -8,6 +8,7 @@ nearest would swallow most of it, with random bits named by the step's own seed,
 
 import importlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import util
@@ -62,7 +63,14 @@ def _choose(device: str, wanted: str) -> ModuleType:
     fast = {"cpu": "numba", "cuda": "triton"}.get(device.split(":")[0])
     if fast is None or wanted == "torch" or not util.find_spec(fast):
         return torch_ops
-    return check_backend(fast, device)
+    try:
+        return check_backend(fast, device)
+    except NoiseError:
+        raise
+    except Exception as error:  # a compiler may be missing or refuse in any way; plain torch gives the same bits
+        reason = str(error).split("\n")[0]
+        warnings.warn(f"The noise runs in plain torch, for {fast} does not work here: {reason}", stacklevel=2)
+        return torch_ops
 
 
 def _backend(tensor: Tensor) -> ModuleType:

@@ -1,9 +1,12 @@
 """The noise contract compiled for the CPU: the same functions as `torch_ops`, same bits, one pass over memory."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,80 +15,102 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmezo.zo.kernels.numba_fill import CHUNK, fill, fill_bits, load, settle, store
+from fedmezo.zo.kernels.numba_fill import CHUNK, fetch, fill, fill_bits, fill_both, scratch
+from fedmezo.zo.kernels.numba_round import load, nearest, step, stochastic
 from fedmezo.zo.noise import Law, table
 
 _Array = NDArray[Any]
-_U16, _U32, _U64 = np.uint16, np.uint32, np.uint64
+_F32, _F64, _U64 = np.float32, np.float64, np.uint64
 _PARALLEL = 1 << 20  # tensors with more entries are cut over the threads
 
 
-@cache
-def _values() -> NDArray[np.float32]:
-    return table().astype(np.float32) / np.float32(1024)
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def _step(target, z, scale, coefficient, bits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    for entry in range(target.size):
+        step(target, entry, load(target, entry) + coefficient * (_F32(z[entry]) * scale), bits[entry])
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _settle_chunk(target, base, count, x, bits, chunk, tensor, seed):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    if target.itemsize < 4:
-        fill_bits(bits, chunk, tensor, seed)
-    for entry in range(count):
-        settle(target, base + entry, x[entry], bits[entry])
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def _lanes(plus, minus, source, z, scale, offset):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    if minus.size == 0:
+        for entry in range(source.size):
+            nearest(plus, entry, load(source, entry) + offset * (_F32(z[entry]) * scale))
+    else:
+        for entry in range(source.size):
+            value, move = load(source, entry), offset * (_F32(z[entry]) * scale)
+            nearest(plus, entry, value + move)
+            nearest(minus, entry, value - move)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _visit(plus, minus, target, first, values, gaussian, tensor, seeds, coefficients, seed, offset):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    x, z, bits = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), np.empty(CHUNK, _U16)
+    (z, halves, bits), scale = scratch(), _F32(2.0**-10 if gaussian else 1)
     for chunk in range((target.size + CHUNK - 1) // CHUNK):
-        base = chunk * CHUNK
-        count = min(CHUNK, target.size - base)
-        for step in range(seeds.size):
-            fill(z, bits, values, gaussian, first + chunk, tensor, seeds[step])
-            coefficient = coefficients[step]
-            for entry in range(count):
-                x[entry] = load(target, base + entry) + coefficient * z[entry]
-            _settle_chunk(target, base, count, x, bits, first + chunk, tensor, seeds[step])
+        span = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, target.size))
+        part = target[span]
+        fetch(target, chunk + 1)
+        for k in range(seeds.size):
+            if target.itemsize < 4:
+                fill_both(z, halves, bits, values, gaussian, first + chunk, tensor, seeds[k])
+            else:
+                fill(z, halves, values, gaussian, first + chunk, tensor, seeds[k])
+            _step(part, z, scale, coefficients[k], bits)
         if plus.size > 0:
-            fill(z, bits, values, gaussian, first + chunk, tensor, seed)
-            for entry in range(count):
-                store(plus, base + entry, load(target, base + entry) + offset * z[entry])
-        if minus.size > 0:
-            for entry in range(count):
-                store(minus, base + entry, load(target, base + entry) - offset * z[entry])
+            fill(z, halves, values, gaussian, first + chunk, tensor, seed)
+            _lanes(plus[span], minus[span], part, z, scale, offset)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _stochastic(target, source, first, tensor, seed):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    bits = np.empty(CHUNK, _U16)
+    bits = np.empty(CHUNK, np.uint16)
     for chunk in range((target.size + CHUNK - 1) // CHUNK):
-        base = chunk * CHUNK
-        count = min(CHUNK, target.size - base)
-        _settle_chunk(target, base, count, source[base : base + count], bits, first + chunk, tensor, seed)
+        span = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, target.size))
+        to, of = target[span], source[span]
+        if target.itemsize < 4:
+            fill_bits(bits, first + chunk, tensor, seed)
+        for entry in range(to.size):
+            stochastic(to, entry, of[entry], bits[entry])
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def _walk(walk, z, halves, values, gaussian, chunk, tensor, seeds, coefficients):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    scale = 2.0**-10 if gaussian else 1.0
+    walk[:] = 0.0
+    for k in range(seeds.size):
+        fill(z, halves, values, gaussian, chunk, tensor, seeds[k])
+        coefficient = coefficients[k] * scale  # exact, and so is its product with an integer of 13 bits
+        for entry in range(CHUNK):
+            walk[entry] += coefficient * _F64(z[entry])
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _walks(target, first, values, gaussian, tensor, seeds, coefficients, ends, weights, rounding):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    x, z, bits = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32), np.empty(CHUNK, _U16)
-    walk, total = np.empty(CHUNK, np.float64), np.empty(CHUNK, np.float64)
+    z, halves, bits = scratch()
+    walk, total = np.empty(CHUNK, _F64), np.empty(CHUNK, _F64)
     for chunk in range((target.size + CHUNK - 1) // CHUNK):
-        base = chunk * CHUNK
-        count = min(CHUNK, target.size - base)
+        part = target[chunk * CHUNK : min((chunk + 1) * CHUNK, target.size)]
         total[:] = 0.0
-        begin = 0
-        for which in range(ends.size):
-            walk[:] = 0.0
-            for step in range(begin, ends[which]):
-                fill(z, bits, values, gaussian, first + chunk, tensor, seeds[step])
-                coefficient = coefficients[step]
-                for entry in range(CHUNK):
-                    walk[entry] += coefficient * np.float64(z[entry])
-            begin = ends[which]
-            weight = weights[which]
+        for which in range(weights.size):
+            taken = slice(ends[which], ends[which + 1])
+            _walk(walk, z, halves, values, gaussian, first + chunk, tensor, seeds[taken], coefficients[taken])
             for entry in range(CHUNK):
-                total[entry] += weight * np.float64(np.float32(walk[entry]))
-        for entry in range(count):
-            x[entry] = np.float32(np.float64(load(target, base + entry)) + total[entry])
-        _settle_chunk(target, base, count, x, bits, first + chunk, tensor, rounding)
+                total[entry] += weights[which] * _F64(_F32(walk[entry]))
+        if target.itemsize < 4:
+            fill_bits(bits, first + chunk, tensor, rounding)
+        for entry in range(part.size):
+            stochastic(part, entry, _F32(_F64(load(part, entry)) + total[entry]), bits[entry])
+
+
+def _keep_with_sources(*kernels: Any) -> None:
+    """Makes numba compile kernels anew when any of their modules changes; by itself it looks at this one only."""
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py"))]
+    digest = hashlib.sha256(b"".join(sources)).hexdigest()
+    for kernel in kernels:
+        with suppress(AttributeError):  # another numba may keep its stamps elsewhere
+            kernel._cache._cache_file._source_stamp = (kernel._cache._cache_file._source_stamp, digest)
+
+
+_keep_with_sources(_visit, _stochastic, _walks)
 
 
 @cache
@@ -142,7 +167,7 @@ def _flat(tensor: Tensor) -> _Array:
 
 def lookup() -> NDArray[np.float32]:
     """Returns the value this backend gives each of the 65,536 Gaussian inputs, float32 of shape (65536,)."""
-    return _values()
+    return table().astype(np.float32) / np.float32(1024)
 
 
 def entries(seed: int, tensor: int, *, size: int, law: Law) -> Tensor:
@@ -157,11 +182,11 @@ def _visit_(
 ) -> None:
     seeds = np.array([seed for seed, _ in steps], _U64)
     coefficients = np.array([coefficient for _, coefficient in steps], np.float32)
-    tensor, law = _U32(key["tensor"]), key["law"] == "gaussian"
+    tensor, law = _U64(key["tensor"]), key["law"] == "gaussian"
     seed, offset = _U64(key["seed"]), np.float32(key["offset"])
 
     def work(first: int, parts: Sequence[_Array]) -> None:
-        _visit(parts[0], parts[1], parts[2], first, _values(), law, tensor, seeds, coefficients, seed, offset)
+        _visit(parts[0], parts[1], parts[2], first, table(), law, tensor, seeds, coefficients, seed, offset)
 
     _in_chunks((plus, minus, target), key["start"], work)
 
@@ -210,7 +235,7 @@ def stochastic_(target: Tensor, source: Tensor, *, tensor: int, seed: int, start
     """Writes the float32 `source` to `target`, a half rounded with the rounding bits [start:] of `seed`."""
 
     def work(first: int, parts: Sequence[_Array]) -> None:
-        _stochastic(parts[0], parts[1], first, _U32(tensor), _U64(seed))
+        _stochastic(parts[0], parts[1], first, _U64(tensor), _U64(seed))
 
     _in_chunks((_flat(target), _flat(source)), start, work)
 
@@ -231,10 +256,10 @@ def walks_(
     """
     all_seeds = np.array([seed for walk in seeds for seed in walk], _U64)
     all_coefficients = np.array([c for walk in coefficients for c in walk], np.float64)
-    ends = np.cumsum(np.array([len(walk) for walk in seeds], np.int64))
-    walked = (_U32(tensor), all_seeds, all_coefficients, ends, np.array(weights, np.float64), _U64(rounding))
+    ends = np.cumsum(np.array([0, *(len(walk) for walk in seeds)], np.int64))
+    walked = (_U64(tensor), all_seeds, all_coefficients, ends, np.array(weights, np.float64), _U64(rounding))
 
     def work(first: int, parts: Sequence[_Array]) -> None:
-        _walks(parts[0], first, _values(), law == "gaussian", *walked)
+        _walks(parts[0], first, table(), law == "gaussian", *walked)
 
     _in_chunks((_flat(target),), 0, work)
