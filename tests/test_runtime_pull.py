@@ -95,7 +95,7 @@ def kinds(path, downlink):
     with Journal.open(path) as journal:
         for done in journal.rounds():
             task = replace(done.entries[0].task, client=99)
-            found.append(downlink.offer(task, POOLED.sums(state)).kind)
+            found.append(downlink.offers([task], POOLED.sums(state))[0].kind)
             state, _ = POOLED.aggregate(state, [entry.reply for entry in done.entries])
             downlink.remember(done)
     return found

@@ -353,6 +353,16 @@ def test_tensorboard_curves_read_back(tmp_path):
     assert {tag.removesuffix("/text_summary") for tag in texts} == {"run", "notes", "events/surge", "summary"}
 
 
+def test_a_large_cohort_is_drawn_as_three_curves(tmp_path):
+    watch, report = TensorBoardWatch(tmp_path), a_report(0)
+    report.clients = {client: {"loss": float(client) if client else math.nan} for client in range(102)}
+    watch.round(report)
+    watch.finish({})
+    scalars, _ = curves(tmp_path)
+    drawn = {tag: values[0][1] for tag, values in scalars.items() if tag.startswith("clients/")}
+    assert drawn == {"clients/lowest/loss": 1, "clients/median/loss": 51, "clients/highest/loss": 101}
+
+
 def test_rounds_done_again_replace_their_curves(tmp_path):
     for first, loss in ((0, 9.0), (2, 1.0)):
         watch = TensorBoardWatch(tmp_path)

@@ -1,12 +1,15 @@
 """Small benches with closed-form losses: federated quadratics and a small MLP, no language model."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from fedmezo.errors import DataError
 from fedmezo.fl.algorithm import Point
+from fedmezo.fl.walk import take_walks
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import lane_
 
@@ -52,3 +55,44 @@ def quadratic_loss(tensors: dict[str, Tensor], client: int, round: int, step: in
 
 def quadratic_bench(**options) -> ToyBench:
     return ToyBench(quadratic_params(), quadratic_loss, **options)
+
+
+def quadratic_recipe(place: int):
+    """What a worker process makes its bench with."""
+    return take_walks, quadratic_bench()
+
+
+def broken_recipe(place: int):
+    raise DataError("There is no data here; give some.")
+
+
+def foreign_recipe(place: int):
+    return take_walks, ToyBench(Params({"other": torch.zeros(3)}), quadratic_loss)
+
+
+def leaky_recipe(place: int):
+    def client(tasks, bench):
+        bench.params["b"][0, 0] += 1
+        return take_walks(tasks, bench)
+
+    return client, quadratic_bench()
+
+
+def failing_recipe(place: int):
+    def client(tasks, bench):
+        if tasks[0].round == 3 and place == 1:
+            raise ZeroDivisionError("no such number")
+        return take_walks(tasks, bench)
+
+    return client, quadratic_bench()
+
+
+def endless_recipe(place: int):
+    """Walks two rounds, then never ends another."""
+
+    def client(tasks, bench):
+        while tasks[0].round >= 2:
+            time.sleep(0.01)
+        return take_walks(tasks, bench)
+
+    return client, quadratic_bench()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -28,6 +29,12 @@ MAX_ODDS = (1 << 16) - 1  # the largest of `Task.odds`
 def _require(good: bool, sentence: str) -> None:  # noqa: FBT001
     if not good:
         raise RunError(sentence)
+
+
+@lru_cache(maxsize=4)
+def _ends(odds: tuple[int, ...]) -> tuple[int, int]:
+    # All tasks of a round have the same odds; a thousand of them shall not search these a thousand times.
+    return min(odds), max(odds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +108,8 @@ class Task:
         _require(0 <= self.pool < 2**32, f"Task.pool must be in [0, 2**32), got {self.pool}.")
         if self.odds:
             _require(len(self.odds) == self.pool, f"Task.odds must hold {self.pool} numbers, got {len(self.odds)}.")
-            good = min(self.odds) >= 1 and max(self.odds) <= MAX_ODDS
-            _require(good, f"Task.odds must be in [1, {MAX_ODDS}], got {min(self.odds)} to {max(self.odds)}.")
+            least, most = _ends(self.odds)
+            _require(least >= 1 and most <= MAX_ODDS, f"Task.odds must be in [1, {MAX_ODDS}], got {least} to {most}.")
         _require(self.coding in CODINGS, f"Task.coding must be one of {CODINGS}, got {self.coding!r}.")
         _require(not self.normalise or self.directions > 1, "Task.normalise needs at least 2 directions per step.")
         _require(0 <= self.momentum < 1, f"Task.momentum must be in [0, 1), got {self.momentum}.")

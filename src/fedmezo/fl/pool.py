@@ -5,9 +5,11 @@ nor their places in the pool ever travel.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmezo.fl.algorithm import Task
 from fedmezo.zo.noise import derive_seed
@@ -40,6 +42,12 @@ class Directions:
     factors: tuple[float, ...] = ()
 
 
+@lru_cache(maxsize=4)
+def _edges(odds: tuple[int, ...]) -> NDArray[np.int64]:
+    """Returns where each candidate's share of the draws ends."""
+    return np.cumsum(np.array(odds, np.int64))
+
+
 def directions_of(task: Task) -> Directions:
     """Returns the directions a task names.
 
@@ -50,7 +58,7 @@ def directions_of(task: Task) -> Directions:
     if not task.pool:
         return Directions(tuple(direction_seed(task, step, n) for step, n in steps))
     draws = [derive_seed("draw", task.seed, task.round, task.client, step, n) for step, n in steps]
-    edges = np.cumsum(np.array(task.odds, np.int64))
+    edges = _edges(task.odds)
     total = int(edges[-1]) if task.odds else task.pool
     marks = [draw * total >> 64 for draw in draws]
     places = tuple(int(place) for place in np.searchsorted(edges, marks, side="right")) if task.odds else tuple(marks)

@@ -195,7 +195,8 @@ class Journal:
 
     def slowed(self) -> float:
         """Returns the factor that guards have put on every later rate: the product of all "slow" events."""
-        return math.prod(float(detail) for _, kind, detail in self.events() if kind == SLOW)
+        rows = self._ledger.query("SELECT detail FROM events WHERE kind = ? ORDER BY link, place", SLOW)
+        return math.prod(float(str(detail)) for (detail,) in rows)
 
     def rollback(self, round_number: int, reason: str) -> Path:
         """Keeps rounds 0 .. round_number - 1, so `round_number` complete rounds, and returns a copy of all there was.

@@ -214,7 +214,7 @@ class Ledger:
         safe = 0
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            safe = self._db.execute("SELECT COUNT(*) FROM rounds").fetchone()[0]
+            safe = self._db.execute("SELECT COALESCE(MAX(round) + 1, 0) FROM rounds").fetchone()[0]
             yield
             self._db.execute("COMMIT")
         except BaseException as error:

@@ -57,10 +57,17 @@ def cheapest(costs: Mapping[Pull, Cost], *, bandwidth: float) -> Pull:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What goes with a task: the kind of pull and its content; a dense pull's content is the model itself."""
+    """What goes with a task.
+
+    Attributes:
+      kind: the kind of pull.
+      content: news or sums; a dense pull's content is the model itself.
+      bytes: what it adds to the task's own wire bytes.
+    """
 
     kind: Pull
     content: tuple[News, ...] | Sums = ()
+    bytes: int = 0
 
 
 @dataclass
@@ -79,7 +86,7 @@ class Downlink:
     coding: SumsCoding = "float32"
     bandwidth: float = 1.25
     _news: list[News] = field(init=False, default_factory=list)
-    _sizes: list[int] = field(init=False, default_factory=list)
+    _totals: list[tuple[int, int]] = field(init=False, default_factory=lambda: [(0, 0)])
     _first: int = field(init=False, default=0)
     _seen: dict[int, int] = field(init=False, default_factory=dict)
 
@@ -101,7 +108,9 @@ class Downlink:
             return
         news = News(tasks, tuple(e.reply.slopes for e in done.entries), tuple(e.weight for e in done.entries))
         self._news.append(news)
-        self._sizes.append(len(encode_task(tasks[0], [news])) - len(encode_task(tasks[0])))
+        size, slopes = self._totals[-1]
+        size += len(encode_task(tasks[0], [news])) - len(encode_task(tasks[0]))
+        self._totals.append((size, slopes + sum(map(len, news.slopes))))
         if self.pull != "pairs":
             self._forget(tasks[0].pool)
 
@@ -109,33 +118,45 @@ class Downlink:
         limits = [self._dense_cost(), *([Cost(4 * pool, pool * self.dim)] if pool else [])]
         limit = min(cost.seconds(self.bandwidth) for cost in limits)
         while self._news and self._pairs_cost(0).seconds(self.bandwidth) > limit:
-            del self._news[0], self._sizes[0]
+            del self._news[0], self._totals[0]
             self._first += 1
 
-    def offer(self, task: Task, sums: NDArray[np.float64] | None) -> Offer:
-        """Returns what brings this task's client up to date.
+    def offers(self, tasks: Sequence[Task], sums: NDArray[np.float64] | None) -> list[Offer]:
+        """Returns what brings each task's client up to date; clients who miss the same rounds get the same object.
 
         Args:
-          task: the task.
+          tasks: the tasks of one round.
           sums: the model minus its base by candidate seed; None when directions are fresh.
         """
-        if task.method != "walk" or task.dense:
-            return Offer("dense")
-        since = self._seen.get(task.client, 0) - self._first
-        packed = None if sums is None else Sums(task.seed, task.pool, self.coding, tuple(sums.tolist()))
+        if not tasks or tasks[0].method != "walk" or tasks[0].dense:
+            return [Offer("dense", bytes=self._dense_cost().bytes)] * len(tasks)
+        packed, size = self._packed(tasks[0], sums)
+        since = [self._seen.get(task.client, 0) - self._first for task in tasks]
+        by_since = {missed: self._offer(missed, packed, size) for missed in set(since)}
+        return [by_since[missed] for missed in since]
+
+    def _packed(self, task: Task, sums: NDArray[np.float64] | None) -> tuple[Sums | None, int]:
+        """Returns the sums as they travel, the same for all clients of a round, and their bytes."""
+        if sums is None:
+            return None, 0
+        packed = Sums(task.seed, task.pool, self.coding, tuple(sums.tolist()))
+        return packed, len(encode_task(task, packed)) - len(encode_task(task))
+
+    def _offer(self, since: int, packed: Sums | None, size: int) -> Offer:
         costs: dict[Pull, Cost] = {"pairs": self._pairs_cost(since)} if since >= 0 else {}
         if packed is not None:
-            there = sum(map(bool, packed.values))
-            costs["sums"] = Cost(len(encode_task(task, packed)) - len(encode_task(task)), there * self.dim)
+            costs["sums"] = Cost(size, sum(map(bool, packed.values)) * self.dim)
         costs["dense"] = self._dense_cost()
         kind = cheapest(costs, bandwidth=self.bandwidth) if self.pull == "auto" else self.pull
         if kind == "sums" and packed is not None:
-            return Offer(kind, packed)
-        return Offer("pairs", tuple(self._news[since:])) if kind == "pairs" else Offer("dense")
+            return Offer(kind, packed, size)
+        if kind == "pairs":
+            return Offer(kind, tuple(self._news[since:]), costs["pairs"].bytes)
+        return Offer("dense", bytes=costs["dense"].bytes)
 
     def _pairs_cost(self, since: int) -> Cost:
-        slopes = sum(len(slopes) for item in self._news[since:] for slopes in item.slopes)
-        return Cost(sum(self._sizes[since:]), slopes * self.dim)
+        (size, slopes), (known, seen) = self._totals[-1], self._totals[since]
+        return Cost(size - known, (slopes - seen) * self.dim)
 
     def _dense_cost(self) -> Cost:
         return Cost(4 * self.dim, 0)

@@ -25,6 +25,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -189,4 +190,10 @@ def _exponent(values: NDArray[np.float64]) -> int:
 
 def read_odds(reader: Reader, pool: int) -> tuple[int, ...]:
     """Returns the odds of a pool's seeds; their range is checked by `Task`."""
-    return tuple(reader.array("<u2", pool).tolist())
+    return _whole(reader.array("<u2", pool).tobytes())
+
+
+@lru_cache(maxsize=4)
+def _whole(odds: bytes) -> tuple[int, ...]:
+    # All tasks of a round have the same odds; as one object they take no memory per client.
+    return tuple(np.frombuffer(odds, "<u2").tolist())

@@ -1,10 +1,11 @@
-"""The in-process engine: every client in this process, one model in memory whatever their number.
+"""The loop of a run on one machine: one model per process in memory, whatever the number of clients.
 
-    for report in simulate(algorithm, bench, journal, clients=clients, rounds=20, evaluate=evaluate):
+    for report in simulate(algorithm, bench, journal=journal, clients=clients, rounds=20, evaluate=evaluate):
         print(report.round, report.loss)
 
-Every message goes through its wire bytes and every round is journaled before the caller sees it, so the caller may
-stop, or be stopped, at any point and go on later with the same bits.
+Every task and reply goes through its wire bytes and every round is journaled before the caller sees it, so the caller
+may stop, or be stopped, at any point and go on later with the same bits. Where other processes walk, they are in the
+next round by the time this one is judged, journaled and shown; what they have done of it then is simply done again.
 """
 
 import math
@@ -13,17 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Generic, Protocol, TypeGuard, TypeVar
-
-import torch
+from typing import Generic, TypeGuard, TypeVar
 
 from fedmezo.errors import RunError
-from fedmezo.fl.algorithm import Algorithm, Bench, Reply, Task
+from fedmezo.fl.algorithm import Algorithm, Task
 from fedmezo.runtime.guard import Guard, OnSurge
 from fedmezo.runtime.journal import SLOW, Entry, Journal, Round, replay
 from fedmezo.runtime.meter import Stopwatch
 from fedmezo.runtime.progress import RoundReport, report_of
 from fedmezo.runtime.pull import Downlink, Offer, catch_up_
+from fedmezo.runtime.walkers import Here, MeteredBench, Walked, Walkers, checksum
 from fedmezo.runtime.wire import Sums, decode_reply, decode_task, encode_reply, encode_task
 from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params
@@ -38,11 +38,25 @@ _SURGE = "surge"
 START = -1  # the round number under which the untrained model's evaluation is kept
 
 
-class MeteredBench(Bench, Protocol):
-    """A bench that counts its work."""
+@dataclass(frozen=True)
+class _Sent:
+    """The tasks of a round, on their way.
 
-    forwards: int
-    tokens: int
+    Attributes:
+      number: the round.
+      tasks: one per client.
+      sizes: wire bytes of each task and of what brought its client up to date.
+      waits: what to call for the replies, group by group.
+      before: checksum of the model the clients got.
+      seconds: what it took to send them, without walks.
+    """
+
+    number: int
+    tasks: Sequence[Task]
+    sizes: Sequence[int]
+    waits: Sequence[Callable[[], Walked]]
+    before: tuple[int, ...]
+    seconds: float
 
 
 @dataclass
@@ -61,6 +75,7 @@ class Simulation(Generic[S]):
       downlink: how clients get the model; None for the cheapest way at 10 Mbit/s.
       budget: the run also ends after the first round at which one of these is spent: rounds, forwards, tokens, seconds,
         bytes.
+      walkers: who does the walks; None for this process.
     """
 
     algorithm: Algorithm[S]
@@ -73,14 +88,17 @@ class Simulation(Generic[S]):
     on_surge: OnSurge = "halve"
     downlink: Downlink | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
+    walkers: Walkers | None = None
     state: S = field(init=False)
     guard: Guard = field(init=False, default_factory=Guard)
     _down: Downlink = field(init=False)
     _spent: Counter[str] = field(init=False)
     _start: Params | None = field(init=False, default=None)
+    _walkers: Walkers = field(init=False)
 
     def __post_init__(self) -> None:
         """Brings parameters, state and guard to where the journal ends."""
+        self._walkers = self.walkers or Here(self.algorithm.client, self.bench)
         rounded = self.downlink is not None and self.downlink.coding != "float32"
         if self.on_surge == "rollback" or rounded:
             self._start = self.bench.params.clone()
@@ -114,70 +132,84 @@ class Simulation(Generic[S]):
             known = {split for number, split, _ in self.journal.evaluations() if number == START}
             for split, metrics in self.evaluate().items() if not known else ():
                 self.journal.record_evaluation(START, split, metrics)
-        while self.journal.last < self.rounds and not self._exhausted:
-            yield self._round()
+        sent: _Sent | None = None
+        while sent is not None or self._wanted(self.journal.last):
+            done = self._receive(sent or self._send(self.journal.last))
+            surged = _SURGE in dict(done.events)
+            # After a surge the next round depends on what is done about it; else only looking and writing are left.
+            ahead = self._walkers.apart and not surged and self._wanted(done.round + 1)
+            sent = self._send(done.round + 1) if ahead else None
+            if not self._wanted(done.round + 1) or (done.round + 1) % self.every == 0:
+                done = replace(done, evaluations=self.evaluate(), digest=self.bench.params.digest())
+            self.journal.append(done)
+            self._react_(surged=surged)
+            yield report_of(done, self.rounds)
 
-    def _round(self) -> RoundReport:
-        number, watch = self.journal.last, Stopwatch()
-        forwards, tokens = self.bench.forwards, self.bench.tokens
-        entries = self._exchange(number)
-        spent = (watch.lap(), self.bench.forwards - forwards, self.bench.tokens - tokens)
-        finite = [entry.reply.loss for entry in entries if math.isfinite(entry.reply.loss)]
-        loss = fmean(finite) if finite else math.nan
-        self.guard, surged = self.guard.observe(number, loss)
-        done = Round(
-            round=number,
-            entries=tuple(entries),
-            loss=loss,
-            rate=fmean(entry.task.rate for entry in entries),
-            slowed=self.journal.slowed(),
-            seconds=spent[0],
-            forwards=spent[1],
-            tokens=spent[2],
-            events=tuple(self._events(loss, entries, surged=surged)),
-        )
-        self._remember(done)
-        if number + 1 == self.rounds or (number + 1) % self.every == 0 or self._exhausted:
-            done = replace(done, evaluations=self.evaluate(), digest=self.bench.params.digest())
-        self.journal.append(done)
+    def _wanted(self, number: int) -> bool:
+        return number < self.rounds and not self._exhausted
+
+    def _react_(self, *, surged: bool) -> None:
         if surged and self.on_surge == "rollback":
             self._roll_back_()
         elif surged and self.on_surge == "halve":
             self.state = self.algorithm.slow_down(self.state, 0.5)
-        return report_of(done, self.rounds)
 
-    def _exchange(self, number: int) -> list[Entry]:
-        """Sends the tasks, takes the replies, moves the model; every message passes through its bytes."""
-        before = _checksum(self.bench.params)
-        tasks = self.algorithm.plan(self.state, self.clients)
-        offers = [self._down.offer(task, self.algorithm.sums(self.state)) for task in tasks]
-        sent = [encode_task(task, offer.content) for task, offer in zip(tasks, offers, strict=True)]
-        answers = self._answers([decode_task(data)[0] for data in sent], offers)
-        if _checksum(self.bench.params) != before:
-            raise RunError(f"Round {number}: the clients changed the shared model; this is a bug, please report it.")
-        received = [encode_reply(reply) for reply in answers]
-        replies = [decode_reply(data) for data in received]
-        dense = [4 * self.bench.params.dim if offer.kind == "dense" else 0 for offer in offers]
-        self.state, update = self.algorithm.aggregate(self.state, replies)
-        apply_(self.bench.params, update, law=tasks[0].law)
-        weights = dict(zip(sorted(reply.client for reply in replies), update.weights, strict=True))
-        by_client = {reply.client: (reply, len(data)) for reply, data in zip(replies, received, strict=True)}
-        return [
-            Entry(task, by_client[task.client][0], weights[task.client], len(data) + whole, by_client[task.client][1])
-            for task, data, whole in zip(tasks, sent, dense, strict=True)
-        ]
+    def _send(self, number: int) -> _Sent:
+        """Plans a round and gives its tasks to the walkers, each through its bytes."""
+        watch, before = Stopwatch(), checksum(self.bench.params)
+        planned = self.algorithm.plan(self.state, self.clients)
+        offers = self._down.offers(planned, self.algorithm.sums(self.state))
+        sent = [encode_task(task) for task in planned]
+        tasks = [decode_task(data)[0] for data in sent]
+        sizes = [len(data) + offer.bytes for data, offer in zip(sent, offers, strict=True)]
+        seconds = watch.lap()
+        return _Sent(number, tasks, sizes, list(self._begin(tasks, offers)), before, seconds)
 
-    def _answers(self, tasks: Sequence[Task], offers: Sequence[Offer]) -> list[Reply]:
-        """Returns the clients' replies; those who pull sums in 16 bits walk from the model these sums make."""
-        replies: list[Reply] = []
+    def _begin(self, tasks: Sequence[Task], offers: Sequence[Offer]) -> Iterator[Callable[[], Walked]]:
+        """Yields what waits for replies; clients who pull sums in 16 bits walk from the model these sums make."""
         plain = [t for t, offer in zip(tasks, offers, strict=True) if not _rounded(offer.content)]
         pulled = [(t, offer.content) for t, offer in zip(tasks, offers, strict=True) if _rounded(offer.content)]
         if plain:
-            replies += self.algorithm.client(plain, self.bench)
+            yield self._walkers.start(plain, self.bench.params)
         if pulled:
             with self._made_of(pulled[0][1], law=pulled[0][0].law):
-                replies += self.algorithm.client([task for task, _ in pulled], self.bench)
-        return replies
+                yield self._walkers.start([task for task, _ in pulled], self.bench.params)
+
+    def _receive(self, sent: _Sent) -> Round:
+        """Takes the replies, each through its bytes, and moves the model; returns the round, not yet judged."""
+        walked = [wait() for wait in sent.waits]
+        watch = Stopwatch()
+        if checksum(self.bench.params) != sent.before:
+            raise RunError(f"Round {sent.number}: the clients changed the shared model, a bug; please report it.")
+        entries = self._entries(sent, [encode_reply(reply) for one in walked for reply in one.replies])
+        finite = [entry.reply.loss for entry in entries if math.isfinite(entry.reply.loss)]
+        loss = fmean(finite) if finite else math.nan
+        self.guard, surged = self.guard.observe(sent.number, loss)
+        done = Round(
+            round=sent.number,
+            entries=tuple(entries),
+            loss=loss,
+            rate=fmean(entry.task.rate for entry in entries),
+            slowed=self.journal.slowed(),
+            seconds=sent.seconds + sum(one.seconds for one in walked) + watch.lap(),
+            forwards=sum(one.forwards for one in walked),
+            tokens=sum(one.tokens for one in walked),
+            events=tuple(self._events(loss, entries, surged=surged)),
+        )
+        self._remember(done)
+        return done
+
+    def _entries(self, sent: _Sent, received: Sequence[bytes]) -> list[Entry]:
+        """Adds the replies to the model; returns who was asked and answered what, at which weight and size."""
+        replies = [decode_reply(data) for data in received]
+        self.state, update = self.algorithm.aggregate(self.state, replies)
+        apply_(self.bench.params, update, law=sent.tasks[0].law)
+        weights = dict(zip(sorted(reply.client for reply in replies), update.weights, strict=True))
+        by_client = {reply.client: (reply, len(data)) for reply, data in zip(replies, received, strict=True)}
+        return [
+            Entry(task, by_client[task.client][0], weights[task.client], size, by_client[task.client][1])
+            for task, size in zip(sent.tasks, sent.sizes, strict=True)
+        ]
 
     @contextmanager
     def _made_of(self, sums: Sums, *, law: Law) -> Iterator[None]:
@@ -230,11 +262,6 @@ def _spent(done: Round) -> dict[str, float]:
     return {"rounds": 1, "forwards": done.forwards, "tokens": done.tokens, "seconds": done.seconds, "bytes": moved}
 
 
-def _checksum(params: Params) -> tuple[int, ...]:
-    """Returns the sum of every tensor's bits: any single changed bit changes it, at memory speed."""
-    return tuple(int(tensor.detach().view(torch.int32).sum(dtype=torch.int64)) for _, tensor in params)
-
-
 def simulate(
     algorithm: Algorithm[S],
     bench: MeteredBench,
@@ -247,6 +274,8 @@ def simulate(
     on_surge: OnSurge = "halve",
     downlink: Downlink | None = None,
     budget: Mapping[str, float] = {},
+    walkers: Walkers | None = None,
 ) -> Iterator[RoundReport]:
     """Yields one report per round of a run, starting or going on where the journal ends; see `Simulation`."""
-    return Simulation(algorithm, bench, journal, clients, rounds, evaluate, every, on_surge, downlink, budget).run()
+    settings = (evaluate, every, on_surge, downlink, budget, walkers)
+    return Simulation(algorithm, bench, journal, clients, rounds, *settings).run()

@@ -38,6 +38,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -144,7 +145,12 @@ def encode_task(task: Task, news: Sequence[News] | Sums | DenseDelta = ()) -> by
 
 def _pack_settings(task: Task) -> list[bytes]:
     limit("seeds in a pool", task.pool, MAX_POOL)
-    return [_settings(task), np.array(task.odds, "<u2").tobytes()]
+    return [_settings(task), _odds(task.odds)]
+
+
+@lru_cache(maxsize=4)
+def _odds(odds: tuple[int, ...]) -> bytes:
+    return np.array(odds, "<u2").tobytes()
 
 
 def _pack(item: News) -> list[bytes]:

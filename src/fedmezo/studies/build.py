@@ -1,15 +1,19 @@
 """From a configuration to objects: model, adapter, clients' data, bench, algorithm."""
 
+import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedmezo.data.batches import Batches
-from fedmezo.errors import ConfigError
+from fedmezo.errors import ConfigError, RunError
 from fedmezo.fl.aggregate import weighting
 from fedmezo.fl.algorithm import Algorithm
 from fedmezo.fl.fedavg import Settings as GradientSettings
@@ -21,11 +25,13 @@ from fedmezo.models.bench import Lanes, ModelBench
 from fedmezo.models.fetch import RECIPES, Say, silent
 from fedmezo.models.load import Loaded, load_model
 from fedmezo.runtime.pull import Downlink
-from fedmezo.studies.config import Config
+from fedmezo.runtime.walkers import Client, MeteredBench, Walkers
+from fedmezo.runtime.workers import Workers
+from fedmezo.studies.config import Config, parse_config
 from fedmezo.studies.deal import FederatedData, read_data
 from fedmezo.zo.estimate import Estimator
 
-__all__ = ["Built", "Tuned", "build", "build_downlink", "build_model", "load_base"]
+__all__ = ["Built", "Tuned", "build", "build_downlink", "build_model", "load_base", "threads_of", "walkers_of"]
 
 # Starts, not recommendations: tuned sgd took 0.1 to 0.3 on SmolLM2 (docs/results); adamw has not been tuned here.
 FEDAVG_RATES = {"sgd": 0.05, "adamw": 5e-4}
@@ -76,9 +82,9 @@ def load_base(config: Config, *, say: Say = silent) -> Loaded:
         torch.set_num_threads(config.runtime.threads)
     wanted = config.runtime.device
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    return load_model(
-        config.model.name, revision=config.model.revision, dtype=config.model.dtype, device=device, say=say
-    )
+    base = config.model
+    quantize = None if base.quantize == "none" else base.quantize
+    return load_model(base.name, revision=base.revision, dtype=base.dtype, device=device, quantize=quantize, say=say)
 
 
 def build_model(config: Config, loaded: Loaded, *, data: FederatedData | None = None) -> Tuned:
@@ -204,3 +210,35 @@ def build(config: Config, *, loaded: Loaded | None = None) -> Built:
     data = read_data(fitted, base.tokenizer)
     tuned = build_model(fitted, base, data=data)
     return Built(tuned.config, base, tuned.bench, data, build_algorithm(tuned.config, data.sizes), notes)
+
+
+def threads_of(config: Config) -> int | None:
+    """Returns the CPU threads of a process that walks; None leaves the choice to torch."""
+    runtime = config.runtime
+    if runtime.threads is not None or runtime.workers == 1:
+        return runtime.threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // runtime.workers)
+
+
+@contextmanager
+def walkers_of(built: Built) -> Iterator[Walkers | None]:
+    """Lends the processes that walk for a run, while they begin to load their models; None for this process alone."""
+    config = built.config
+    if config.runtime.workers == 1:
+        yield None
+        return
+    runtime = config.runtime.model_copy(update={"threads": threads_of(config)})
+    told = config.model_copy(update={"runtime": runtime}).model_dump_json()
+    with Workers(partial(_own_bench, told, built.loaded.fingerprint, built.data.digest()), runtime.workers) as workers:
+        yield workers
+
+
+def _own_bench(told: str, fingerprint: str, digest: str, place: int) -> tuple[Client, MeteredBench]:
+    """Returns the client and the bench of the worker at `place`, made from the configuration that the server runs."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place % torch.cuda.device_count())
+    built = build(parse_config(json.loads(told)))
+    if (built.loaded.fingerprint, built.data.digest()) != (fingerprint, digest):
+        raise RunError("The model or the data on the disk has changed since this run was started; start it again.")
+    return built.algorithm.client, built.bench

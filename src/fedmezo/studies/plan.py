@@ -2,16 +2,19 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import fmean
+
+import torch
 
 from fedmezo.data.prompt import Example
 from fedmezo.fl.algorithm import Point, Reply, Task
 from fedmezo.runtime.meter import peak_rss_mb
 from fedmezo.runtime.records import Entry, Round
 from fedmezo.runtime.wire import encode_reply, encode_task
-from fedmezo.studies.build import Built, build, build_downlink
+from fedmezo.studies.build import Built, build, build_downlink, threads_of
 from fedmezo.studies.config import Config
 from fedmezo.zo.params import Params
 from fedmezo.zo.seedsum import DenseDelta
@@ -75,9 +78,9 @@ def _bytes(built: Built) -> dict[str, float]:
     for number in range(built.config.federation.rounds):
         tasks = built.algorithm.plan(state, range(built.config.federation.clients))
         replies = [_reply(task, built) for task in tasks]
-        for task, reply in zip(tasks, replies, strict=True):
-            offer = downlink.offer(task, built.algorithm.sums(state))
-            down += len(encode_task(task, offer.content)) + (4 * dim if offer.kind == "dense" else 0)
+        offers = downlink.offers(tasks, built.algorithm.sums(state))
+        for task, reply, offer in zip(tasks, replies, offers, strict=True):
+            down += len(encode_task(task)) + offer.bytes
             up += len(encode_reply(replace(reply, delta=None))) + (0 if reply.delta is None else _written(reply.delta))
         state, update = built.algorithm.aggregate(state, replies)
         entries = zip(tasks, replies, update.weights, strict=True)
@@ -106,26 +109,34 @@ def _written(delta: DenseDelta) -> int:
 
 
 def _memory(built: Built) -> dict[str, int]:
+    """Returns megabytes of all processes together: workers have a model each, and copies, and the server a model."""
     weights = sum(p.numel() * p.element_size() for p in built.loaded.model.parameters())
     # Training all parameters walks on the model's own weights; their bits lie in a temporary file meanwhile.
     copies = 4 * built.bench.params.dim * (1 + built.bench.capacity) if built.bench.adapter.kind == "lora" else 0
-    return {"weights": round(weights / 1e6), "trained_copies": round(copies / 1e6)}
+    workers = built.config.runtime.workers
+    processes = 1 if workers == 1 else 1 + workers
+    return {
+        "processes": processes,
+        "weights": processes * round(weights / 1e6),
+        "trained_copies": workers * round(copies / 1e6),
+    }
 
 
 def _seconds(built: Built, tasks: list[Task]) -> dict[str, float]:
-    """Times two steps of the cohort (after one to warm up) and up to 32 evaluation examples."""
-    tasks = tasks[: built.bench.capacity]
-    with built.bench.open(len(tasks)) as copies:
+    """Times two steps of one worker's share (after one to warm up) and up to 32 evaluation examples."""
+    federation, workers = built.config.federation, built.config.runtime.workers
+    cohort = federation.cohort or federation.clients
+    share = math.ceil(cohort / workers)
+    tasks = tasks[: min(share, built.bench.capacity)]
+    with _threads(threads_of(built.config)), built.bench.open(len(tasks)) as copies:
         times = []
         for step in range(1 + _PROBE_STEPS):
             began = time.perf_counter()
             _probe(built, tasks, copies, step=step)
             times.append(time.perf_counter() - began)
-    federation = built.config.federation
-    cohort = federation.cohort or federation.clients
     one = fmean(times[1:]) / len(tasks)
     pairs = 1 if tasks[0].method != "walk" else _passes(built.config) / 2
-    train = one * cohort * federation.local_steps * pairs * federation.rounds
+    train = one * share * federation.local_steps * pairs * federation.rounds
     some = built.data.evaluation["eval"][:32]
     began = time.perf_counter()
     built.bench.evaluate(some)
@@ -137,6 +148,16 @@ def _seconds(built: Built, tasks: list[Task]) -> dict[str, float]:
         "evaluation": round(judged * evaluations, 1),
         "total": round(train + judged * evaluations, 1),
     }
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _probe(built: Built, tasks: Sequence[Task], copies: Sequence[Params], *, step: int) -> None:

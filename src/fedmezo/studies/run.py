@@ -5,7 +5,8 @@ Every verb of the command line is one function here; those about a run that is t
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,8 @@ from fedmezo.runtime.journal import Header, Journal
 from fedmezo.runtime.meter import peak_rss_mb
 from fedmezo.runtime.progress import RoundReport
 from fedmezo.runtime.simulate import START, simulate
-from fedmezo.studies.build import Built, build, build_downlink, load_base
+from fedmezo.runtime.walkers import Walkers
+from fedmezo.studies.build import Built, build, build_downlink, load_base, walkers_of
 from fedmezo.studies.config import Config
 from fedmezo.studies.folder import DATA, JOURNAL, base_of, new_folder, opened, writing
 from fedmezo.studies.judge import judge
@@ -101,12 +103,15 @@ def run(config: Config, *, out: Path | str | None = None, watch: Watch | None = 
         return _go_on(built, journal, folder=folder, watch=watch)
 
 
-def resume(folder: Path | str, *, rounds: int | None = None, watch: Watch | None = None) -> Summary:
+def resume(
+    folder: Path | str, *, rounds: int | None = None, workers: int | None = None, watch: Watch | None = None
+) -> Summary:
     """Goes on where the journal ends, with the bits of a run that was never interrupted.
 
     Args:
       folder: the run's folder.
       rounds: run to this many rounds instead of the configured number; a decaying rate follows the new number.
+      workers: walk in so many processes instead of the configured number.
       watch: told of every round.
 
     Raises:
@@ -123,6 +128,8 @@ def resume(folder: Path | str, *, rounds: int | None = None, watch: Watch | None
         config, loaded = base_of(journal)
         if rounds is not None:
             config = config.model_copy(update={"federation": config.federation.model_copy(update={"rounds": rounds})})
+        if workers is not None:
+            config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": workers})})
         built = build(config, loaded=loaded)
         known = folder / DATA
         if known.exists() and known.read_text(encoding="utf-8").strip() != built.data.digest():
@@ -134,12 +141,22 @@ def resume(folder: Path | str, *, rounds: int | None = None, watch: Watch | None
 
 
 def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None) -> Summary:
-    config = built.config
     watched = _watchers(built, watch or NullWatch(), folder=folder)
     watched.start(_facts(built, folder, done=journal.last))
     for note in built.notes:
         watched.note(note)
-    reports: Iterable[RoundReport] = simulate(
+    with walkers_of(built) as walkers:
+        for report in _reports(built, journal, walkers):
+            watched.round(report)
+    summary = summarise(built, journal, folder=folder)
+    _keep(built, journal, folder=folder, summary=summary, watch=watched)
+    watched.finish(summary.as_dict())
+    return summary
+
+
+def _reports(built: Built, journal: Journal, walkers: Walkers | None) -> Iterator[RoundReport]:
+    config = built.config
+    return simulate(
         built.algorithm,
         built.bench,
         journal=journal,
@@ -150,13 +167,8 @@ def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None)
         on_surge=config.guard.on_surge,
         downlink=build_downlink(config, dim=built.bench.params.dim),
         budget=config.federation.budget,
+        walkers=walkers,
     )
-    for report in reports:
-        watched.round(report)
-    summary = summarise(built, journal, folder=folder)
-    _keep(built, journal, folder=folder, summary=summary, watch=watched)
-    watched.finish(summary.as_dict())
-    return summary
 
 
 def _watchers(built: Built, watch: Watch, *, folder: Path) -> Watch:
@@ -208,13 +220,12 @@ def _facts(built: Built, folder: Path, *, done: int) -> dict[str, object]:
 
 def summarise(built: Built, journal: Journal, *, folder: Path) -> Summary:
     """Returns the summary of a run as far as its journal goes."""
-    rounds = list(journal.rounds())
-    entries = [entry for done in rounds for entry in done.entries]
-    up, down = sum(e.bytes_up for e in entries), sum(e.bytes_down for e in entries)
+    total, seconds = _totals(journal)
+    walks = max(total["walks"], 1)
     judged = [(number, metrics) for number, split, metrics in journal.evaluations() if split == "eval"]
     return Summary(
         run_dir=str(folder),
-        rounds=len(rounds),
+        rounds=total["rounds"],
         clients=built.config.federation.clients,
         dim=built.bench.params.dim,
         mu=float(built.config.algorithm.mu or 0),
@@ -224,15 +235,27 @@ def summarise(built: Built, journal: Journal, *, folder: Path) -> Summary:
             "end": dict(judged[-1][1]) if judged else {},
         },
         bytes={
-            "up_per_client_round": up / max(len(entries), 1),
-            "down_per_client_round": down / max(len(entries), 1),
-            "up_total": up,
-            "down_total": down,
+            "up_per_client_round": total["up"] / walks,
+            "down_per_client_round": total["down"] / walks,
+            "up_total": total["up"],
+            "down_total": total["down"],
         },
-        forwards=sum(done.forwards for done in rounds),
-        tokens=sum(done.tokens for done in rounds),
-        seconds=sum(done.seconds for done in rounds),
+        forwards=total["forwards"],
+        tokens=total["tokens"],
+        seconds=seconds,
         peak_rss_mb=peak_rss_mb(),
-        skipped_steps=sum(entry.reply.skipped for entry in entries),
+        skipped_steps=total["skipped"],
         digest=built.bench.params.digest(),
     )
+
+
+def _totals(journal: Journal) -> tuple[Counter[str], float]:
+    """Returns sums over a run, and its seconds; read one round at a time."""
+    seconds = 0.0
+    total: Counter[str] = Counter(rounds=0, walks=0, up=0, down=0, skipped=0, forwards=0, tokens=0)
+    for done in journal.rounds():
+        seconds += done.seconds
+        total.update(rounds=1, walks=len(done.entries), forwards=done.forwards, tokens=done.tokens)
+        for entry in done.entries:
+            total.update(up=entry.bytes_up, down=entry.bytes_down, skipped=entry.reply.skipped)
+    return total, seconds

@@ -248,11 +248,23 @@ class Output(Section):
 
 
 class Runtime(Section):
-    """The machine. Threads and lanes change the speed, not the result."""
+    """The machine. These keys change speed and last bits of losses; with lanes and threads set, workers change no bit."""
 
     device: Literal["cpu", "cuda", "auto"] = key("cpu | cuda | auto (cuda when there is one).", default="cpu")
+    workers: int = key(
+        "Processes that walk, each with a model of its own, on a GPU of its own where there are several; 1 is this "
+        "process. Clients are dealt to them in turn, and they walk on while a round is judged.",
+        default=1,
+        also=("num_workers", "processes"),
+        ge=1,
+        le=1024,
+    )
     threads: int | None = key(
-        'CPU threads; "auto" leaves the choice to torch.', default=None, word="auto", also=("num_threads",), ge=1
+        'CPU threads of a process; "auto" leaves the choice to torch, or shares the cores among the workers.',
+        default=None,
+        word="auto",
+        also=("num_threads",),
+        ge=1,
     )
     lanes: int | None = key(
         'Settings of the adapter evaluated in one forward pass; "auto" goes by memory.', default=None, word="auto", ge=1

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedmezo.errors import ConfigError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from fedmezo.runtime.progress import RoundReport
 
 __all__ = ["NullWatch", "TensorBoardWatch", "Watch", "Watchers"]
+
+MOST_CURVES = 50  # clients of a round with a curve of their own
 
 
 class Watch(Protocol):
@@ -82,7 +85,8 @@ class TensorBoardWatch:
     """Writes the curves of a run for TensorBoard; a curve's step is the number of rounds done.
 
     The event file is opened with the first round, so that a run that was resumed or rolled back hides what an older
-    file says of the rounds done again. A number that is not finite is left out.
+    file says of the rounds done again. A number that is not finite is left out. Of a cohort of more than 50 the lowest,
+    the median and the highest loss are drawn.
 
     Raises:
       ConfigError: tensorboard is not installed.
@@ -153,11 +157,19 @@ def _curves(report: "RoundReport") -> dict[str, float]:
         "speed/tokens_per_second": report.tokens / report.seconds if report.seconds > 0 else math.nan,
         "train/clip": report.clip if report.clip > 0 else math.nan,
     }
-    for client, values in report.clients.items():
-        found[f"clients/{client}/loss"] = values.get("loss", math.nan)
+    losses = {client: values.get("loss", math.nan) for client, values in report.clients.items()}
+    found |= {f"clients/{name}/loss": loss for name, loss in _few(losses).items()}
     for split, metrics in report.evaluations.items():
         found |= {f"eval/{split}/{name}": value for name, value in metrics.items()}
     return found
+
+
+def _few(losses: Mapping[int, float]) -> Mapping[object, float]:
+    """Returns the losses by client; lowest, median and highest instead when nobody could tell the curves apart."""
+    finite = sorted(filter(math.isfinite, losses.values()))
+    if len(losses) <= MOST_CURVES or not finite:
+        return losses
+    return {"lowest": finite[0], "median": median(finite), "highest": finite[-1]}
 
 
 def _as_code(values: Mapping[str, object]) -> str:
