@@ -30,9 +30,8 @@ types: $(READY)
 layers: $(READY)
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## memory and speed as ratios, measured in one run
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/step.py
+bench: $(READY)  ## speed and memory as ratios, measured in one run (about half an hour; `fedmezo bench WHAT` for less)
+	$(BIN)/fedmezo bench
 	$(BIN)/python -m pytest benchmarks/test_kernels.py --benchmark-enable --benchmark-only
 
 $(READY): pyproject.toml constraints.txt

@@ -22,7 +22,21 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from fedmezo.cli import main
 
-VERBS = ["run", "resume", "compare", "eval", "export", "verify", "rollback", "report", "plan", "fetch", "config"]
+VERBS = [
+    "run",
+    "resume",
+    "compare",
+    "eval",
+    "export",
+    "verify",
+    "rollback",
+    "report",
+    "plan",
+    "fetch",
+    "config",
+    "bench",
+    "analyze",
+]
 DIGEST = "ab" * 32
 
 
@@ -94,8 +108,8 @@ class FakeStudy(ModuleType):
     def run(self, config, *, out, watch):
         return self._watched("run", out, watch, config, out=out)
 
-    def resume(self, folder, *, rounds, watch):
-        return self._watched("resume", folder, watch, folder, rounds=rounds)
+    def resume(self, folder, *, rounds, workers, watch):
+        return self._watched("resume", folder, watch, folder, rounds=rounds, workers=workers)
 
     def evaluate(self, target, **kwargs):
         self._called("evaluate", target, **kwargs)
@@ -244,7 +258,8 @@ def test_the_configuration_and_the_changes_arrive(study):
 def test_every_option_reaches_its_verb(study):
     Path("c.toml").write_text("")
     calls = [
-        (["resume", "d", "--rounds", "9"], ("resume", (Path("d"),), {"rounds": 9})),
+        (["resume", "d", "--rounds", "9"], ("resume", (Path("d"),), {"rounds": 9, "workers": None})),
+        (["resume", "d", "--workers", "2"], ("resume", (Path("d"),), {"rounds": None, "workers": 2})),
         (["eval", "d", "--round", "3", "--examples", "5"], ("evaluate", (Path("d"),), {"round": 3, "examples": 5})),
         (
             ["eval", "d", "--metric", "rouge_l"],
