@@ -349,3 +349,19 @@ def test_the_schema_knows_every_key_and_its_word():
     assert algorithm["additionalProperties"] is False
     for name, section in sections().items():
         assert set(found["$defs"][section.__name__]["properties"]) == set(section.model_fields), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["algorithm.name=fedavg"], "in float32 only"),
+        (["algorithm.name=fedkseed", "federation.pull=sums"], "round every round"),
+        (["algorithm.name=fedkseed", "federation.sums_coding=float16"], "round every round"),
+    ],
+)
+def test_sixteen_bit_weights_are_refused_where_only_the_sum_would_travel(changes, sentence):
+    whole = ["adapter.kind=full", "model.dtype=bfloat16"]
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(None, [*whole, *changes])
+    load_config(None, [*changes, "adapter.kind=lora", "model.dtype=bfloat16"])
+    assert load_config(None, whole).rounds_weights

@@ -124,3 +124,11 @@ def test_kept_weights_come_back(dtype):
         step_(held, 1, coefficient=0.5, law="gaussian")
         assert held.digest() != before
     assert held.digest() == before and held.nbytes == held.dim * torch.finfo(dtype).bits // 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_of_length_zero_changes_no_bit_not_even_of_minus_zero(dtype):
+    held = Params({"w": torch.full((40,), -0.0, dtype=dtype)})
+    before = held.digest()
+    step_(held, 3, coefficient=0.0, law="gaussian")
+    assert held.digest() == before

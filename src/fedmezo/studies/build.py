@@ -200,7 +200,8 @@ def _gradient_settings(config: Config) -> GradientSettings:
 def build_downlink(config: Config, *, dim: int) -> Downlink:
     """Returns how clients of a run get the model."""
     federation = config.federation
-    return Downlink(dim, federation.pull, federation.sums_coding, federation.bandwidth)
+    pull = "pairs" if config.rounds_weights and federation.pull == "auto" else federation.pull
+    return Downlink(dim, pull, federation.sums_coding, federation.bandwidth)
 
 
 def build(config: Config, *, loaded: Loaded | None = None) -> Built:

@@ -78,6 +78,28 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sixteen_bits_round_every_round(self) -> "Config":
+        kind = self.model.dtype
+        if not self.rounds_weights:
+            return self
+        if self.algorithm.name == "fedavg":
+            raise ValueError(
+                f'algorithm.name = "fedavg" trains all parameters in float32 only, got model.dtype = "{kind}"; '
+                'use float32, or adapter.kind = "lora".'
+            )
+        if self.federation.pull == "sums" or self.federation.sums_coding != "float32":
+            raise ValueError(
+                f'federation.pull = "sums" cannot give the bits of {kind} weights, which round every round; '
+                'set pull = "pairs" and sums_coding = "float32", or model.dtype = "float32".'
+            )
+        return self
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether the trained parameters are 16-bit weights, so that the path to them matters, not only the sum."""
+        return self.adapter.kind == "full" and self.model.dtype != "float32"
+
     def to_toml(self) -> str:
         """Returns the resolved configuration as a TOML file; `load_config` of it is equal to this one."""
         return "\n".join(f"[{name}]\n" + _table(getattr(self, name)) for name in _sections())

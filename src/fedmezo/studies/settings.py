@@ -248,7 +248,7 @@ class Output(Section):
 
 
 class Runtime(Section):
-    """The machine. These keys change speed and last bits of losses; with lanes and threads set, workers change no bit."""
+    """The machine. These keys change speed and last bits of losses; at set lanes and threads, workers change no bit."""
 
     device: Literal["cpu", "cuda", "auto"] = key("cpu | cuda | auto (cuda when there is one).", default="cpu")
     workers: int = key(

@@ -89,6 +89,8 @@ def step_(params: Params, seed: int, *, coefficient: float, law: Law) -> None:
       law: the direction's law.
     """
     exact = round_coefficient(coefficient)
+    if not exact:
+        return  # -0.0 + 0 * z would be +0.0: another bit
     if isinstance(params, LazyParams):
         params.steps.append((seed, exact))
         return
