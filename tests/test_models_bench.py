@@ -252,3 +252,15 @@ def test_a_forward_pass_takes_what_memory_holds(monkeypatch):
     assert token_budget(model) == 100
     monkeypatch.setattr("fedmezo.models.schedule._memory", lambda device: 1)
     assert token_budget(model) == 1
+
+
+def test_points_of_one_setting_share_a_lane(monkeypatch):
+    bench = bench_of()
+    seen = []
+    score = bench.engine.score
+    monkeypatch.setattr(bench.engine, "score", lambda lanes, *a, **k: seen.append(len(lanes)) or score(lanes, *a, **k))
+    points = [Point(bench.params, seed, 0.0, client, 0, 0) for client, seed in ((0, 5), (1, 6), (2, 7), (0, 8))]
+    points += [Point(bench.params, 5, offset, 1, 0, 0) for offset in (1e-3, -1e-3)]
+    together = bench.losses(points)
+    assert seen == [3]
+    assert together == pytest.approx([bench.losses([point])[0] for point in points], rel=1e-6)

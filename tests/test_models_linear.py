@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from fedmezo.models.linear import add_adapters_, fast_forward, linear, onednn_pays
+from fedmezo.models.linear import add_adapters_, fast_forward, linear, onednn_pays, rounded
 
 
 @pytest.fixture(params=["onednn", "mkl"])
@@ -42,11 +42,9 @@ def test_the_library_is_the_one_asked_for(library):
 
 @given(rows=st.integers(8, 700))
 def test_few_sizes_reach_the_library(rows):
-    from fedmezo.models.linear import _rounded
-
-    sizes = {_rounded(n) for n in range(8, rows + 1)}
-    assert _rounded(rows) >= rows and _rounded(rows) % 16 == 0
-    assert len(sizes) <= 16 + 8 + 4 and _rounded(rows) - rows <= max(15, rows // 8)
+    sizes = {rounded(n) for n in range(8, rows + 1)}
+    assert rounded(rows) >= rows and rounded(rows) % 8 == 0
+    assert len(sizes) <= 8 + 12 + 8 + 3 and rounded(rows) - rows <= max(15, rows // 8)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

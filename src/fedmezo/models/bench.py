@@ -159,11 +159,14 @@ class ModelBench:
         return [by_point[index] for index in range(len(points))]
 
     def _pass(self, work: Sequence[Job], units: Sequence[tuple[int, int]]) -> dict[tuple[int, int], RowScore]:
-        ordered = sorted(units)
-        places = {job: lane for lane, job in enumerate(dict.fromkeys(job for job, _ in ordered))}
-        lanes = [Lane(work[job].point.params, work[job].point.seed, work[job].point.offset) for job in places]
-        asked = [Unit(places[job], work[job].rows[row], work[job].options[row]) for job, row in ordered]
-        return dict(zip(ordered, self.engine.score(lanes, asked, hits=False), strict=True))
+        lanes: dict[tuple[int, int, float], Lane] = {}
+        for job, _ in sorted(units):
+            lanes.setdefault(work[job].lane.key, work[job].lane)
+        places = {key: place for place, key in enumerate(lanes)}
+        # Points that are one setting share a lane, such as the global model on the batches of many clients.
+        ordered = sorted(units, key=lambda unit: (places[work[unit[0]].lane.key], unit))
+        asked = [Unit(places[work[job].lane.key], work[job].rows[row], work[job].options[row]) for job, row in ordered]
+        return dict(zip(ordered, self.engine.score(list(lanes.values()), asked, hits=False), strict=True))
 
     def gradient(self, point: Point) -> tuple[float, dict[str, Tensor]]:
         """Returns the loss at a point, nats, and its gradient by backpropagation, name -> float32 tensor.

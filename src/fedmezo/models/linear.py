@@ -23,7 +23,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["add_adapters_", "fast_forward", "linear", "onednn_pays"]
+__all__ = ["add_adapters_", "fast_forward", "linear", "onednn_pays", "rounded"]
 
 _FEW = 8  # fewer rows are bound by memory, and MKL needs less time to set out
 _BATCHED = 1 << 20  # multiplications by A in one lane, below which one batched product beats a product per lane
@@ -78,7 +78,7 @@ def add_adapters_(total: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: floa
         inner = torch.bmm(wide, a.transpose(1, 2))
         total.view(lanes, rows, -1).baddbmm_(inner, b.transpose(1, 2), alpha=scale)
         return
-    wide = functional.pad(wide, (0, 0, 0, _rounded(rows) - rows))
+    wide = functional.pad(wide, (0, 0, 0, rounded(rows) - rows))
     out = torch.bmm(torch.bmm(wide, a.transpose(1, 2)), b.transpose(1, 2))
     total.view(lanes, rows, -1).add_(out[:, :rows], alpha=scale)
 
@@ -86,7 +86,7 @@ def add_adapters_(total: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: floa
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
     rows = len(flat)
-    size = _rounded(rows)
+    size = rounded(rows)
     if size > rows:
         flat = functional.pad(flat, (0, 0, 0, size - rows))
     if weight.dtype == torch.float32 and onednn_pays():
@@ -96,8 +96,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out[:rows].view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
 
 
-def _rounded(rows: int) -> int:
-    step = 16 if rows <= 256 else 32 if rows <= 512 else 64
+def rounded(rows: int) -> int:
+    """Returns the next of the few numbers of rows that products are made with."""
+    step = 8 if rows <= 64 else 16 if rows <= 256 else 32 if rows <= 512 else 64
     return -(-rows // step) * step
 
 

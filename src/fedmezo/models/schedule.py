@@ -65,6 +65,11 @@ class Job:
         self.options = [example.options for example in self.batch for _ in example.rows]
 
     @property
+    def lane(self) -> Lane:
+        """The setting of its point."""
+        return Lane(self.point.params, self.point.seed, self.point.offset)
+
+    @property
     def tokens(self) -> int:
         """How many tokens a forward pass reads for it; a row's last token is never read."""
         return sum(len(row.ids) - 1 for row in self.rows)

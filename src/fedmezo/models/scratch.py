@@ -24,6 +24,11 @@ class Lane:
     seed: int = 0
     offset: float = 0.0
 
+    @property
+    def key(self) -> tuple[int, int, float]:
+        """Equal for lanes that are the same setting; without an offset the direction does not matter."""
+        return id(self.params), self.seed if self.offset else 0, self.offset
+
     def mirrors(self, other: Lane) -> bool:
         """Returns whether `other` is this lane reflected in its parameters, so that both can share one noise."""
         same = self.params is other.params and self.seed == other.seed

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmezo.errors import ModelError
+from fedmezo.models.linear import rounded
 
 __all__ = ["NAME", "Segments", "packed", "register"]
 
@@ -129,7 +130,7 @@ def _attend_short(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     count, heads, length, width = q.shape
     groups = k.shape[1]
     # Padded keys lie after every real query, so the causal mask hides them; few lengths mean few compiled kernels.
-    size = -(-length // 16) * 16
+    size = rounded(length)
     q, k, v = (nn.functional.pad(part, (0, 0, 0, size - length)) for part in (q, k, v))
     q = q.reshape(count * groups, heads // groups * size, width)
     mask = _causal(size, heads // groups, q.dtype).expand(len(q), -1, -1)
