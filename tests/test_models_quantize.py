@@ -1,5 +1,6 @@
 """Frozen weights in 8 and 4 bits: close to the weights, smaller, the same on every machine, and as smooth a loss."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from fedmezo.cli import main
 from fedmezo.errors import ConfigError, ModelError
 from fedmezo.fl.algorithm import Point, Task
 from fedmezo.fl.walk import take_walks
@@ -268,3 +270,20 @@ def test_weights_that_modules_share_are_left_alone():
     quantize_(loaded.model, "int8")
     assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
     assert loaded.model.lm_head.weight.dtype == torch.float32
+
+
+def test_the_signal_is_measured_from_the_command_line(capfd):
+    asked = ["analyze", "noise", "--set", "model.name=builtin:tiny", "--set", "federation.batch_size=1", "-q"]
+    asked += ["--dtype", "float32,bfloat16", "--quantize", "none", "--mu", "1e-3,1e-2", "--directions", "4"]
+    assert main([*asked, "--spread", "0", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)["rows"]
+    assert [(row["dtype"], row["mu"]) for row in rows] == [
+        (dtype, mu) for dtype in ("float32", "bfloat16") for mu in (1e-3, 1e-2)
+    ]
+    plain, fine, coarse = rows[0], rows[2], rows[3]
+    assert plain["noise"] == 0 and plain["signal"] > 0
+    assert fine["noise"] > 3 * coarse["noise"] > 0  # rounding grows as 1 / mu
+    assert main([*asked, "--spread", "0"]) == 0
+    told = capfd.readouterr().out
+    assert "alike" in told and "…" not in told
+    assert main([*asked, "--mu", "many"]) == 2

@@ -40,7 +40,9 @@ def noise(
 ) -> None:
     """How much of a two-point slope is signal, per number format and mu.
 
-    The yardstick is the float32 model along the same directions, on the first batch of the first client.
+    The yardstick is the float32 model along the same directions, on the first batch of the first client. `ratio` is
+    signal over noise, `alike` the correlation of the slopes; `rounding` is the part of the noise that grows as 1 / mu,
+    `bend` what the distance of the two points costs in float32.
     """
     wanted = read_config(config, settings)
     with aside():

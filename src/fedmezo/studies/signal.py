@@ -212,11 +212,11 @@ def _correlation(some: Sequence[float], others: Sequence[float]) -> float | None
 def signal_table(rows: Sequence[SignalRow]) -> Table:
     """Returns a table for the terminal, one line per row."""
     table = Table(box=None, header_style="bold")
-    for title in ("format", "MB", "spread", "mu", "signal", "noise", "signal/noise", "correlation", "rounding", "bend"):
-        table.add_column(title, justify="left" if title == "format" else "right")
+    for title in ("format", "MB", "spread", "mu", "signal", "noise", "ratio", "alike", "rounding", "bend"):
+        table.add_column(title, justify="left" if title == "format" else "right", no_wrap=True)
     for row in rows:
-        name = row.dtype if row.quantize == "none" else f"{row.quantize} in {row.dtype}"
+        name = row.dtype if row.quantize == "none" else f"{row.dtype} {row.quantize}"
         numbers = (row.signal, row.noise, row.ratio, row.correlation, row.rounding, row.bend)
-        told = ("-" if number is None else f"{number:.3g}" for number in numbers)
+        told = ("-" if number is None else f"{number:.2g}" for number in numbers)
         table.add_row(name, f"{row.weights_mb:,.0f}", f"{row.spread:g}", f"{row.mu:g}", *told)
     return table
