@@ -58,7 +58,7 @@ def demo() -> str:
 
 
 def measured() -> str:
-    """Returns the table of the real data sets and of memory and speed."""
+    """Returns the table of the real data sets."""
     rows = [
         "| data, split | loss start | loss end | accuracy | up, bytes per client and round | command |",
         "|---|---|---|---|---|---|",
@@ -77,29 +77,86 @@ def measured() -> str:
             f"| {label} | {start['loss']:.3f} | {end['loss']:.3f} | {100 * start[key]:.1f} → {100 * end[key]:.1f} % of {what} | "
             f"{run['bytes']['up_per_client_round']:.0f} | `fedmezo run configs/{name}.toml` |"
         )
-    rows += ["", "| memory and speed | ratio | command |", "|---|---|---|"]
-    for name, label in (
-        ("memory", "compiled noise"),
-        ("memory-torch", "`FEDMEZO_NOISE=torch`, saves the compiler's 100 MB"),
-    ):
-        for row in read(f"{name}.json")["runs"]:
-            rows.append(
-                f"| peak memory, LoRA step / (plain forward + adapter), {row['tokens']} tokens, rank {row['rank']}, {label} | "
-                f"{row['ratio']:.3f} | `python benchmarks/memory.py --tokens {row['tokens']} --rank {row['rank']}` |"
-            )
-    family = {row["mode"]: row["peak_mb"] for row in read("memory-backprop.json")["rows"]}
-    named = (("sgd", "FedAvg, sgd"), ("sgd-ckpt", "FedAvg, sgd, gradient checkpointing"), ("adamw", "FedAvg, adamw"))
-    for mode, label in (*named, ("plain-sgd", "plain PEFT, sgd")):
-        rows.append(
-            f"| peak memory of a local step, {label} / FedMeZO, 256 tokens, rank 8, libraries included | "
-            f"{family[mode] / family['step']:.2f} | `python benchmarks/memory.py --tokens 256 --rank 8` |"
-        )
-    for row in read("step.json")["rows"]:
-        rows.append(
-            f"| time, LoRA step / two plain forwards, {row['tokens']} tokens, rank {row['rank']}, {row['dtype']} | "
-            f"{row['ratio_two_forwards']:.2f} | `python benchmarks/step.py` |"
-        )
     return "\n".join(rows)
+
+
+def bench(name: str) -> list[dict]:
+    """Returns the rows of one result of `fedmezo bench`."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
+
+
+def find(rows: list[dict], name: str, dtype: str = "float32", tokens: int | None = None) -> dict:
+    """Returns the row of that name."""
+    return next(
+        row for row in rows if row["name"] == name and row["dtype"] == dtype and tokens in (None, row["tokens"])
+    )
+
+
+CASES = [(dtype, tokens) for dtype in ("float32", "bfloat16") for tokens in (64, 256)]
+
+
+def speed() -> str:
+    """Returns what `fedmezo bench` found: steps, packing, noise, replay, memory."""
+    steps = bench("step")
+    rows = [
+        "| one step, against two plain forwards / speed-up over the in-place scheme | "
+        + " | ".join(f"{dtype}, {tokens} tokens" for dtype, tokens in CASES)
+        + " |",
+        "|---|" + "---|" * len(CASES),
+    ]
+    for name, label in (("lora", "LoRA, rank 128, query and value"), ("full", "all parameters")):
+        found = [find(steps, f"step: {name}, one step", *case) for case in CASES]
+        cells = [f"{row['ratio_two_forwards']:.2f} / {1 / row['ratio_inplace']:.1f}x" for row in found]
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    rows += ["", "| | float32 | bfloat16 |", "|---|---|---|"]
+    rows += [_noise(law) for law in ("gaussian", "rademacher")]
+    rows += [_packed(cohort) for cohort in ("8 x 24", "16+32+64+128", "4 x 64")]
+    replay = find(bench("replay"), "replay: 90 seeds over 7,372,800 LoRA parameters, gaussian")
+    rows.append(f"| replaying 90 seeds over 7.4 M parameters, seconds | {replay['value']:.2f} | |")
+    rows += [_memory(mode, label) for mode, label in MEMORY]
+    return "\n".join(rows)
+
+
+def _cell(rows: list[dict], name: str, dtype: str, show: str, pick: str = "value") -> str:
+    found = [row for row in rows if row["name"] == name and row["dtype"] == dtype and row[pick] is not None]
+    return format(found[0][pick], show) if found else ""
+
+
+def _noise(law: str) -> str:
+    name, form = f"noise: step_, {law}", ".2f"
+    cells = (_cell(bench("noise"), name, dtype, form) for dtype in ("float32", "bfloat16"))
+    return f"| theta += c z, {law.capitalize()}, ns per entry | {' | '.join(cells)} |"
+
+
+def _packed(cohort: str) -> str:
+    rows = bench("simulate")
+    name = f"simulate: {cohort}: speed-up of forwards over plain ones"
+    step = f"simulate: {cohort}: speed-up of a step over the in-place scheme"
+    cells = [
+        f"{_cell(rows, name, dtype, '.2f')} / {_cell(rows, step, dtype, '.2f')}" if _cell(rows, name, dtype, "") else ""
+        for dtype in ("float32", "bfloat16")
+    ]
+    return f"| {cohort} tokens in one pass, speed-up of forwards / of steps | {' | '.join(cells)} |"
+
+
+MEMORY = (
+    ("plain forward", "a plain forward"),
+    ("lora, our step", "a LoRA step"),
+    ("full, our step", "a step of all parameters"),
+    ("lora, in-place scheme", "in-place scheme, LoRA"),
+    ("full, in-place scheme", "in-place scheme, all parameters"),
+    ("lora, FedAvg sgd", "FedAvg by SGD, LoRA"),
+    ("lora, FedAvg sgd, gradient checkpointing", "FedAvg by SGD with checkpointing, LoRA"),
+    ("lora, FedAvg adamw", "FedAvg by AdamW, LoRA"),
+    ("full, FedAvg adamw", "FedAvg by AdamW, all parameters"),
+)
+
+
+def _memory(mode: str, label: str) -> str:
+    cells = [
+        _cell(bench("memory"), f"memory: {mode}, extra over loaded", dtype, ",.0f") for dtype in ("float32", "bfloat16")
+    ]
+    return f"| memory over the loaded model, 256 tokens, {label}, MB | {' | '.join(cells)} |"
 
 
 COMPARED = (("sst2", "SST-2, lda"), ("dolly", "Dolly-15k, summarization held out"), ("gsm8k", "GSM8K, iid"))
@@ -173,7 +230,7 @@ def main() -> None:
     check = parser.parse_args().check
     path = ROOT / "README.md"
     old = new = path.read_text()
-    for name, table in (("demo", demo()), ("compare", compared()), ("measured", measured())):
+    for name, table in (("demo", demo()), ("compare", compared()), ("measured", measured()), ("speed", speed())):
         new = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", new, flags=re.DOTALL
         )

@@ -59,8 +59,8 @@ def bench(
 
     A first try, without any download: `fedmezo bench step --model builtin:tiny --repeats 3`
 
-    Both sides of a ratio take turns in one run. Exit code 1 when a LoRA step needs over 1.05 times the memory of a
-    plain forward and the adapter.
+    Both sides of a ratio take turns in one run. Exit code 1 when a float32 LoRA step needs over 1.05 times the
+    memory of a plain forward and the adapter.
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}; make it first.")

@@ -112,7 +112,7 @@ class Engine:
             inputs = self._inputs([row.ids[:-1] for row in rows])
             if self._head_mode != "split":
                 (piece,) = self._pieces(inputs, index, [len(index)])
-                return piece.logits.log_softmax(-1).gather(1, wanted)
+                return piece.logits.float().log_softmax(-1).gather(1, wanted)
             hidden = self._decoder(**inputs, use_cache=False).last_hidden_state[0].index_select(0, index)
             # Logits are made again in the backward pass, so that never more than one chunk of them exists.
             read = recomputed(self._read)
@@ -149,11 +149,11 @@ class Engine:
     def _pieces(self, inputs: dict[str, Tensor], index: Tensor, labels: Sequence[int]) -> Iterator[Piece]:
         """Yields the logits at the tokens `index`; `labels` says how many of them each lane has."""
         if self._head_mode == "plain":
-            yield Piece(0, 0, self.model(**inputs, use_cache=False).logits[0].index_select(0, index).float())
+            yield Piece(0, 0, self.model(**inputs, use_cache=False).logits[0].index_select(0, index))
         elif self._head_mode == "keep":
             with self.modules.rows(lay_out(labels)):
                 logits = self.model(**inputs, use_cache=False, logits_to_keep=index).logits
-            yield Piece(0, 0, logits[0].float())
+            yield Piece(0, 0, logits[0])
         else:
             hidden = self._decoder(**inputs, use_cache=False).last_hidden_state[0].index_select(0, index)
             yield from self._split_pieces(hidden, labels)
@@ -168,7 +168,7 @@ class Engine:
             chunk = hidden[row : row + CHUNK]
             with self.modules.rows(_row_spans(ends, row, row + len(chunk))):
                 logits = self.modules.head(chunk[None])[0]  # type: ignore[misc]
-            yield Piece(row, 0, logits.float())
+            yield Piece(row, 0, logits)
 
     def _choose_head(self) -> Literal["split", "keep", "plain"]:
         """Returns how logits at some positions are had: own head call, the model's `logits_to_keep`, or all of them."""

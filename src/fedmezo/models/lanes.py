@@ -183,7 +183,7 @@ class LaneModules:
                 for which, weight in enumerate(weights):
                     mine = slice(start + which * size, start + (which + 1) * size)
                     logits[mine] = linear(hidden[mine], weight)
-            yield rows.start, logits.float()
+            yield rows.start, logits
 
     def _visit(self) -> _Visit:
         visit = _VISIT.get()

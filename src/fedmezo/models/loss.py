@@ -21,6 +21,7 @@ from fedmezo.errors import DataError
 __all__ = ["CHUNK", "Example", "Piece", "Row", "RowScore", "Tally", "label_scores", "loss_weight", "tally"]
 
 CHUNK = 64  # label rows whose logits exist at once: 12 MB for 49k words; larger chunks were no faster
+_NEAR = 8  # of these, rows that are worked on while they are near the processor: 2 MB
 
 
 class Row(Protocol):
@@ -74,7 +75,7 @@ class RowScore:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some of the logits: float32 [n, words], of label rows from `row` and vocabulary words from `word` on."""
+    """Some of the logits: [n, words], of label rows from `row` and vocabulary words from `word` on."""
 
     row: int
     word: int
@@ -170,14 +171,13 @@ class _Labels:
         self.label[rows] = torch.where(inside, found, self.label[rows])
         for row in [row for row in self.wanted if rows.start <= row < rows.stop]:
             self._take_options(row, piece)
-        top = piece.logits.amax(1)
+        top = piece.logits.amax(1).double()
         if self.hits:
             found = torch.where(top > self.top[rows], piece.logits.argmax(1) + piece.word, self.best[rows])
             self.best[rows] = found
-        # exp(logit - top) in float32, the rest in float64: one ulp of a float32 loss would be 5e-4 in a slope.
-        mass = piece.logits.sub_(top[:, None]).exp_().sum(1).double()
-        old, new = self.top[rows], torch.maximum(self.top[rows], top.double())
-        self.mass[rows] = self.mass[rows] * _ratio(old, new) + mass * _ratio(top.double(), new)
+        mass = torch.cat([_mass(some) for some in piece.logits.split(_NEAR)])
+        old, new = self.top[rows], torch.maximum(self.top[rows], top)
+        self.mass[rows] = self.mass[rows] * _ratio(old, new) + mass * _ratio(top, new)
         self.top[rows] = new
 
     def _take_options(self, row: int, piece: Piece) -> None:
@@ -189,6 +189,16 @@ class _Labels:
         """Returns the negative log-likelihood of each label token."""
         losses: list[float] = ((self.top - self.label) + self.mass.log()).tolist()
         return losses
+
+
+def _mass(logits: Tensor) -> Tensor:
+    """Returns the sum over words of exp(logit - largest), float64 of shape [n]; the terms are float32.
+
+    One unit in the last place of a float32 loss would be 5e-4 in a slope.
+    """
+    top = logits.amax(1, keepdim=True).float()
+    apart = logits.sub_(top) if logits.dtype == torch.float32 else logits - top
+    return apart.exp_().sum(1).double()
 
 
 def _ratio(old: Tensor, new: Tensor) -> Tensor:

@@ -210,13 +210,18 @@ def _correlation(some: Sequence[float], others: Sequence[float]) -> float | None
 
 
 def signal_table(rows: Sequence[SignalRow]) -> Table:
-    """Returns a table for the terminal, one line per row."""
-    table = Table(box=None, header_style="bold")
-    for title in ("format", "MB", "spread", "mu", "signal", "noise", "ratio", "alike", "rounding", "bend"):
+    """Returns a table for the terminal, one line per row, 80 columns wide."""
+    table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    for title in ("format", "spread", "mu", "signal", "noise", "ratio", "alike", "rounding", "bend"):
         table.add_column(title, justify="left" if title == "format" else "right", no_wrap=True)
     for row in rows:
         name = row.dtype if row.quantize == "none" else f"{row.dtype} {row.quantize}"
         numbers = (row.signal, row.noise, row.ratio, row.correlation, row.rounding, row.bend)
-        told = ("-" if number is None else f"{number:.2g}" for number in numbers)
-        table.add_row(name, f"{row.weights_mb:,.0f}", f"{row.spread:g}", f"{row.mu:g}", *told)
+        table.add_row(name, f"{row.spread:g}", f"{row.mu:g}", *map(_told, numbers))
     return table
+
+
+def _told(number: float | None) -> str:
+    if number is None:
+        return "-"
+    return f"{number:.2g}" if abs(number) < 100 else f"{number:.0f}"

@@ -35,15 +35,16 @@ def _machine(result: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns one line per row."""
+    """Returns one line per row; tokens and clients are left out where they say the same in all rows."""
+    told = [column for column in ("tokens", "clients") if len({row[column] for row in rows}) > 1]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", overflow="fold")
-    for head in ("dtype", "tokens", "clients", "value", "2 forwards", "in-place"):
+    for head in ("dtype", *told, "value", "2 forwards", "in-place"):
         justify = "left" if head == "dtype" else "right"
         table.add_column(head, justify=justify, header_style="bold", no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
         name = row["name"].partition(": ")[2]
         value = DASH if row["value"] is None else f"{number(row['value'], 3)} {row['unit']}"
         ratios = (number(row["ratio_two_forwards"], 3), number(row["ratio_inplace"], 3))
-        table.add_row(Text(name), row["dtype"], str(row["tokens"]), str(row["clients"]), value, *ratios)
+        table.add_row(Text(name), row["dtype"], *(str(row[column]) for column in told), value, *ratios)
     return table
