@@ -103,3 +103,19 @@ def test_untied_embeddings_are_looked_up_row_by_row():
         for step in range(3):
             step_(wanted, step, coefficient=0.01, law="gaussian")
         assert torch.equal(mine[name], wanted[name]) and not mine.owed(name, 0)
+
+
+def test_large_layers_go_block_by_block_with_the_same_losses(monkeypatch):
+    """Both sides of a direction share their noise however large a layer is, and scratch holds a block of it."""
+    whole = bench_of("neox", torch.float32)
+    points = [Point(whole.params, 9, offset, 0, 0, 0) for offset in (0.01, -0.01)]
+    wanted = whole.losses(points)
+    monkeypatch.setattr("fedmezo.zo.lazy.BLOCK", 24)
+    cut = bench_of("neox", torch.float32)
+    with cut.open(1) as (mine,):
+        step_(mine, 5, coefficient=0.0, law="gaussian")
+        found = cut.losses([Point(mine, 9, offset, 0, 0, 0) for offset in (0.01, -0.01)])
+    assert found == pytest.approx(wanted, rel=1e-6)
+    largest = max(tensor.numel() for tensor in cut.engine.modules._scratch.buffers.values())
+    width = max(tensor.shape[-1] for _, tensor in cut.params)
+    assert largest <= 2 * 24 * width

@@ -104,3 +104,14 @@ def test_the_readmes_tables_are_those_of_the_raw_results():
         [sys.executable, str(ROOT / "scripts" / "results.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["family", "many_small_machines"])
+def test_examples_end_lower_than_they_began(name):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{name}.py")], capture_output=True, text=True, check=True
+    )
+    pairs = re.findall(r"loss ([\d.]+) -> ([\d.]+)", done.stdout)
+    assert len(pairs) >= 3 and all(float(end) < float(start) for start, end in pairs)
+    assert "DIFFERS" not in done.stdout

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,42 +21,15 @@ from fedmezo.errors import ModelError
 from fedmezo.models.adapters import Adapter, Site
 from fedmezo.models.linear import add_adapters_, fast_forward, linear
 from fedmezo.models.scratch import Lane, Scratch
+from fedmezo.models.spans import Span, axis_of, cut, each_pair, lay_out
 from fedmezo.zo.lazy import blocks
 from fedmezo.zo.noise import Law
 
 __all__ = ["Lane", "LaneModules", "Span", "lay_out"]
 
-_GROUP = 16  # lanes whose weights are in scratch at once
 _PAIR_NUMEL = 1 << 22  # larger modules are written for one lane at a time: scratch counts more than noise there
 
 Forward = Callable[..., Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Lanes [first, first + count) of `tokens` tokens each, lying end to end from token `start`."""
-
-    first: int
-    count: int
-    start: int
-    tokens: int
-
-    @property
-    def stop(self) -> int:
-        """The first token after the span."""
-        return self.start + self.count * self.tokens
-
-
-def lay_out(tokens: Sequence[int]) -> tuple[Span, ...]:
-    """Returns the spans of lanes with these token counts; neighbours with equal counts share a span."""
-    spans, lane, start = [], 0, 0
-    for size, group in groupby(tokens):
-        left = sum(1 for _ in group)
-        while left:
-            count = min(left, _GROUP)
-            spans.append(Span(lane, count, start, size))
-            lane, start, left = lane + count, start + count * size, left - count
-    return tuple(span for span in spans if span.tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,10 +108,13 @@ class LaneModules:
                     f"{type(model).__name__}: '{path}' mixes parameters of its own with modules that have some, which "
                     "cannot be trained as a whole; train LoRA."
                 )
+            forward: Callable[..., Tensor] = self._full_forward
             # A subclass may look up other rows than its input names, as OPT's positions do.
-            plain = type(module) is nn.Embedding and module.max_norm is None
-            base = fast_forward(module) or module.forward
-            yield path, partial(self._embedding_forward if plain else self._full_forward, path, own, base)
+            if type(module) is nn.Embedding and module.max_norm is None:
+                forward = self._embedding_forward
+            elif type(module) is nn.Linear:
+                forward = self._linear_forward
+            yield path, partial(forward, path, own, fast_forward(module) or module.forward)
 
     @contextmanager
     def visiting(self, lanes: Sequence[Lane], *, spans: tuple[Span, ...]) -> Iterator[None]:
@@ -148,7 +123,7 @@ class LaneModules:
         token = _VISIT.set(_Visit(self, tuple(lanes), spans))
         try:
             for path, forward in self._forwards.items():
-                self._modules[path].forward = forward  # type: ignore[method-assign]
+                self._modules[path].forward = forward
             yield
         finally:
             _VISIT.reset(token)
@@ -178,7 +153,7 @@ class LaneModules:
         self.visited.add(str(self._head_path))
         for rows in blocks(visit.lanes[0].params.tensors[name]):
             logits = hidden.new_empty((len(hidden), rows.stop - rows.start))
-            for lanes, start, size in _each(visit.lanes, spans, pairs=True):
+            for lanes, start, size in each_pair(visit.lanes, spans, pairs=True):
                 weights = self._scratch.stack(name, lanes, role="weight", rows=rows)
                 for which, weight in enumerate(weights):
                     mine = slice(start + which * size, start + (which + 1) * size)
@@ -196,7 +171,7 @@ class LaneModules:
         visit = self._visit()
         self.visited.add(path)
         spans = visit.head if path == self._head_path and visit.head is not None else visit.spans
-        axis = _axis(x, spans[-1].stop)
+        axis = axis_of(x, spans[-1].stop)
         if axis is None:
             raise ModelError(
                 f"'{path}' got an input of shape {tuple(x.shape)} where the forward has {spans[-1].stop} tokens: "
@@ -225,19 +200,34 @@ class LaneModules:
         visit, spans, axis = self._lanes_of(path, given)
         size = sum(visit.lanes[0].params.tensors[name].numel() for name in own.values())
         outs = []
-        for lanes, start, tokens in _each(visit.lanes, spans, pairs=size <= _PAIR_NUMEL):
+        for lanes, start, tokens in each_pair(visit.lanes, spans, pairs=size <= _PAIR_NUMEL):
             stacks = {local: self._scratch.stack(name, lanes, role=local) for local, name in own.items()}
             for which in range(len(lanes)):
-                cut = partial(_cut, axis=axis, start=start + which * tokens, tokens=tokens, total=given.shape[axis])
+                mine = partial(cut, axis=axis, start=start + which * tokens, tokens=tokens, total=given.shape[axis])
                 with _swapped(self._modules[path], {local: stack[which] for local, stack in stacks.items()}):
-                    outs.append(base(*map(cut, args), **{key: cut(value) for key, value in kwargs.items()}))
+                    outs.append(base(*map(mine, args), **{key: mine(value) for key, value in kwargs.items()}))
         return torch.cat(outs, axis)
+
+    def _linear_forward(self, path: str, own: Mapping[str, str], base: Forward, x: Tensor) -> Tensor:
+        """Returns the product with each lane's weights on its tokens; both sides of a direction, a block at a time."""
+        if torch.is_grad_enabled():
+            return self._full_forward(path, own, base, x)
+        visit, spans, _ = self._lanes_of(path, x)
+        flat, params = x.reshape(-1, x.shape[-1]), visit.lanes[0].params.tensors
+        out = x.new_empty((len(flat), len(params[own["weight"]])))
+        for rows in blocks(params[own["weight"]]):
+            for lanes, start, tokens in each_pair(visit.lanes, spans, pairs=True):
+                stacks = {local: self._scratch.stack(name, lanes, role=local, rows=rows) for local, name in own.items()}
+                for which in range(len(lanes)):
+                    mine = slice(start + which * tokens, start + (which + 1) * tokens)
+                    out[mine, rows] = linear(flat[mine], **{local: stack[which] for local, stack in stacks.items()})
+        return out.view(*x.shape[:-1], -1)
 
     def _embedding_forward(self, path: str, own: Mapping[str, str], _: Forward, ids: Tensor) -> Tensor:
         """Returns the embeddings of `ids` [1, T], each looked up in its lane; only the rows asked for are made."""
         visit, spans, axis = self._lanes_of(path, ids)
         outs = []
-        for lanes, start, tokens in _each(visit.lanes, spans, pairs=True):
+        for lanes, start, tokens in each_pair(visit.lanes, spans, pairs=True):
             part = ids.narrow(axis, start, tokens * len(lanes)).reshape(len(lanes), tokens)
             found = self._scratch.lookup(own["weight"], lanes, ids=part)
             outs += [found[which, which] for which in range(len(lanes))]
@@ -250,30 +240,6 @@ def _names(model: nn.Module, module: nn.Module | None) -> dict[str, str]:
         return {}
     canonical = {id(tensor): name for name, tensor in model.named_parameters()}
     return {local: canonical[id(tensor)] for local, tensor in module.named_parameters(recurse=False)}
-
-
-def _each(lanes: Sequence[Lane], spans: Sequence[Span], *, pairs: bool) -> Iterator[tuple[Sequence[Lane], int, int]]:
-    """Yields (lanes, first token, tokens of each): mirrored neighbours together when `pairs`, all others alone."""
-    for span in spans:
-        at = 0
-        while at < span.count:
-            first = span.first + at
-            both = pairs and at + 1 < span.count and lanes[first].mirrors(lanes[first + 1])
-            count = 2 if both else 1
-            yield lanes[first : first + count], span.start + at * span.tokens, span.tokens
-            at += count
-
-
-def _axis(x: Tensor, total: int) -> int | None:
-    """Returns the axis of `x` along which the tokens lie: [1, total, ...] or, where a model folds, [total, ...]."""
-    if x.dim() > 1 and x.shape[0] == 1 and x.shape[1] == total:
-        return 1
-    return 0 if x.dim() > 1 and x.shape[0] == total else None
-
-
-def _cut(value: Any, *, axis: int, start: int, tokens: int, total: int) -> Any:
-    along = isinstance(value, Tensor) and value.dim() > axis and value.shape[axis] == total
-    return value.narrow(axis, start, tokens) if along else value
 
 
 @contextmanager
