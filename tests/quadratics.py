@@ -2,8 +2,8 @@
 
 Client i's loss is f_i(x) = x' A_i x / 2 - b_i' x. A mini-batch multiplies it by 1 + a or 1 - a and adds noise' x, so
 E|grad F_i|^2 = (1 + a^2) |grad f_i|^2 + tr(noise covariance): Assumption 4 with equality. Directions are Gaussian or
-uniform on the sphere of radius sqrt(d). The two-point slope is exact on quadratics, so an estimate is z z' grad F, and the
-first two moments of the weights after any number of steps follow from a linear recursion: nothing is sampled.
+uniform on the sphere of radius sqrt(d). The two-point slope is exact on quadratics, so an estimate is z z' grad F, and
+the first two moments of the weights after any number of steps follow from a linear recursion: nothing is sampled.
 """
 
 import math
@@ -39,7 +39,8 @@ class Federation:
         return float(x @ self.curvature @ x / 2 - self.pull @ x)
 
     def gap(self, x):
-        return max(0.0, self.value(x) - self.value(self.optimum))
+        away = x - self.optimum
+        return float(away @ self.curvature @ away / 2)
 
     def constants(self):
         """The smallest constants that are simple to prove, from grad f_i - grad f = D_i inv(A) grad f + rest_i."""
@@ -53,7 +54,7 @@ class Federation:
         return Constants(
             dim=len(self.pull),
             effective_rank=max(1.0, float(np.trace(mean) / largest)),
-            smoothness=(1 + self.wobble) * max(np.linalg.norm(own, 2) for own in self.curvatures),
+            smoothness=(1 + self.wobble) * float(max(np.linalg.norm(own, 2) for own in self.curvatures)),
             c_g=1 + self.wobble**2,
             sigma_g2=self.noise * len(self.pull),
             c_h=both * float(tilt),
@@ -61,12 +62,12 @@ class Federation:
         )
 
 
-def random_federation(seed, *, dim, clients, spread, wobble, noise):
-    """Returns a federation whose curvatures and pulls differ by about `spread`, and a start."""
+def random_federation(seed, *, dim, clients, spread=0.0, tilt=0.0, wobble=0.0, noise=0.0):
+    """Returns a federation whose pulls differ by about `spread` and curvatures by about `tilt`, and a start."""
     rng = np.random.default_rng(seed)
     turn, _ = np.linalg.qr(rng.normal(size=(dim, dim)))
-    mean = turn @ np.diag(10 ** rng.uniform(-1.5, 0.5, dim)) @ turn.T
-    tilts = rng.normal(size=(clients, dim, dim)) * spread * 0.3
+    mean = turn @ np.diag(10 ** rng.uniform(-1, 0.5, dim)) @ turn.T
+    tilts = rng.normal(size=(clients, dim, dim)) * tilt
     tilts = (tilts + tilts.transpose(0, 2, 1)) / 2
     pulls = rng.normal(size=(clients, dim)) * spread
     federation = Federation(mean + tilts - tilts.mean(0), pulls, wobble, noise)
@@ -106,7 +107,7 @@ def _round(federation, mean, moment, *, rate, steps, directions, kind):
     factors, offsets = np.broadcast_to(np.eye(dim), own.shape), np.zeros((clients, dim))
     means, moments = np.broadcast_to(mean, pulls.shape), np.broadcast_to(moment, own.shape)
     for _ in range(steps):
-        moments = _own_step(federation, means, moments, rate=rate, directions=directions, kind=kind)
+        moments = own_step(federation, means, moments, rate=rate, directions=directions, kind=kind)
         factors, offsets = shrink @ factors, (shrink @ offsets[..., None])[..., 0] + rate * pulls
         means = (factors @ mean) + offsets
     # The mean over pairs i != j of E[x_i x_j'], as all pairs of conditional means less the pairs i = i.
@@ -121,7 +122,7 @@ def _affine(factor, offset, mean, moment):
     return factor @ moment @ factor.T + cross + cross.T + np.outer(offset, offset)
 
 
-def _own_step(federation, means, moments, *, rate, directions, kind):
+def own_step(federation, means, moments, *, rate, directions, kind):
     """Returns each client's E[x x'] after one step x - rate e."""
     own, pulls = federation.curvatures, federation.pulls
     drag = moments @ own - means[:, :, None] * pulls[:, None, :]  # E[x grad f_i']
