@@ -23,7 +23,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["add_adapters_", "fast_forward", "linear", "onednn_pays", "rounded"]
+__all__ = ["add_adapters_", "fast_forward", "linear", "onednn_pays", "product", "rounded"]
 
 _FEW = 8  # fewer rows are bound by memory, and MKL needs less time to set out
 _BATCHED = 1 << 20  # multiplications by A in one lane, below which one batched product beats a product per lane
@@ -53,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return out
-    return _product(x, weight, bias)
+    return product(x, weight, bias)
 
 
 def add_adapters_(total: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: float) -> None:
@@ -83,7 +83,8 @@ def add_adapters_(total: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: floa
     total.view(lanes, rows, -1).add_(out[:, :rows], alpha=scale)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns x W^T + b on the CPU by the library that suits, without a gradient; shapes as for `linear`."""
     flat = x.reshape(-1, x.shape[-1])
     rows = len(flat)
     size = rounded(rows)
@@ -109,13 +110,13 @@ class _Frozen(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Returns the product."""
         ctx.save_for_backward(weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """Returns the gradient of x."""
         (weight,) = ctx.saved_tensors
-        return _product(grads[0], weight.T), None, None
+        return product(grads[0], weight.T), None, None
 
 
 def fast_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
