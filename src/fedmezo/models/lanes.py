@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedmezo.errors import ModelError
 from fedmezo.models.adapters import Adapter, Site
-from fedmezo.models.linear import add_adapters_, fast_forward, linear
+from fedmezo.models.linear import adapter_type, add_adapters_, fast_forward, linear
 from fedmezo.models.scratch import Lane, Scratch
 from fedmezo.models.spans import Span, axis_of, cut, each_pair, lay_out
 from fedmezo.zo.lazy import blocks
@@ -180,17 +180,19 @@ class LaneModules:
         return visit, spans, axis
 
     def _lora_forward(self, site: Site, base: Forward, x: Tensor) -> Tensor:
-        """Returns W x + scale * B (A x), x [1, T, in], B and A of each token's lane, products in the type of x."""
+        """Returns W x + scale * B (A x), x [1, T, in], B and A of each token's lane."""
         visit, spans, _ = self._lanes_of(site.module, x)
         out = base(x)
         flat, total = x.reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1])
         for span in spans:
             lanes = visit.lanes[span.first : span.first + span.count]
-            a = self._scratch.stack(site.a, lanes, role="a", dtype=x.dtype)
-            b = self._scratch.stack(site.b, lanes, role="b", dtype=x.dtype)
+            kind = adapter_type(x, len(lanes[0].params.tensors[site.a]))
+            a = self._scratch.stack(site.a, lanes, role="a", dtype=kind)
+            b = self._scratch.stack(site.b, lanes, role="b", dtype=kind)
             if torch.is_grad_enabled():
                 # One lane; autograd forbids to write into what came out of a function of ours.
-                return (total + site.scale * linear(linear(flat, a[0]), b[0])).view(out.shape)
+                apart = linear(linear(flat.to(kind), a[0]), b[0])
+                return (total + site.scale * apart).to(out.dtype).view(out.shape)
             add_adapters_(total[span.start : span.stop], flat[span.start : span.stop], a, b, scale=site.scale)
         return total.view(out.shape)
 

@@ -23,10 +23,11 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["add_adapters_", "fast_forward", "linear", "onednn_pays", "product", "rounded"]
+__all__ = ["adapter_type", "add_adapters_", "fast_forward", "linear", "onednn_pays", "padded", "product", "rounded"]
 
 _FEW = 8  # fewer rows are bound by memory, and MKL needs less time to set out
 _BATCHED = 1 << 20  # multiplications by A in one lane, below which one batched product beats a product per lane
+_THIN = 32  # LoRA rank up to which 16-bit products are made in float32: no slower, and no compiled kernel per shape
 _SMALL = 1 << 15  # weights with fewer entries take no time worth the detour
 
 
@@ -56,31 +57,39 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product(x, weight, bias)
 
 
+def adapter_type(x: Tensor, rank: int) -> torch.dtype:
+    """Returns the type of LoRA's products on `x`: its own, or float32 for thin adapters on a CPU."""
+    return torch.float32 if x.device.type == "cpu" and rank <= _THIN else x.dtype
+
+
 def add_adapters_(total: Tensor, x: Tensor, a: Tensor, b: Tensor, *, scale: float) -> None:
     """Adds scale * B (A x) to `total`, each lane's A and B to that lane's rows; no gradient passes.
 
     Args:
       total: [lanes * rows, out], in lane order.
       x: [lanes * rows, in], of the type of `total`.
-      a: [lanes, r, in].
+      a: [lanes, r, in], of `adapter_type`.
       b: [lanes, out, r].
       scale: LoRA's scaling.
     """
     lanes, rank, width = a.shape
     rows = len(x) // lanes
-    if lanes == 1 or (x.dtype == torch.float32 and rows * rank * width >= _BATCHED and onednn_pays()):
+    if (lanes == 1 and a.dtype == x.dtype) or (
+        x.dtype == torch.float32 and rows * rank * width >= _BATCHED and onednn_pays()
+    ):
         for lane in range(lanes):
             mine = slice(lane * rows, (lane + 1) * rows)
             total[mine].add_(linear(linear(x[mine], a[lane]), b[lane]), alpha=scale)
         return
     wide = x.view(lanes, rows, width)
-    if x.dtype == torch.float32 or x.device.type != "cpu":
-        inner = torch.bmm(wide, a.transpose(1, 2))
-        total.view(lanes, rows, -1).baddbmm_(inner, b.transpose(1, 2), alpha=scale)
+    if x.device.type == "cpu" and x.dtype != torch.float32 and a.dtype == x.dtype:
+        out = torch.bmm(torch.bmm(padded(wide, rounded(rows)), a.transpose(1, 2)), b.transpose(1, 2))
+        total.view(lanes, rows, -1).add_(out[:, :rows], alpha=scale)
         return
-    wide = functional.pad(wide, (0, 0, 0, rounded(rows) - rows))
-    out = torch.bmm(torch.bmm(wide, a.transpose(1, 2)), b.transpose(1, 2))
-    total.view(lanes, rows, -1).add_(out[:, :rows], alpha=scale)
+    inner = torch.bmm(wide.to(a.dtype), a.transpose(1, 2))
+    sums = total.to(a.dtype).view(lanes, rows, -1).baddbmm_(inner, b.transpose(1, 2), alpha=scale)
+    if sums.dtype != total.dtype:
+        total.copy_(sums.view(total.shape))
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -88,13 +97,25 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
     rows = len(flat)
     size = rounded(rows)
-    if size > rows:
-        flat = functional.pad(flat, (0, 0, 0, size - rows))
+    flat = padded(flat, size)
     if weight.dtype == torch.float32 and onednn_pays():
         out = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
     else:
         out = functional.linear(flat, weight, bias)
     return out[:rows].view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
+
+
+def padded(x: Tensor, size: int) -> Tensor:
+    """Returns x [..., rows, width] with rows of zeros up to `size`; x itself if it has as many."""
+    rows = x.shape[-2]
+    if rows == size:
+        return x
+    if torch.is_grad_enabled() and x.requires_grad:
+        return functional.pad(x, (0, 0, 0, size - rows))
+    out = x.new_empty((*x.shape[:-2], size, x.shape[-1]))
+    out[..., :rows, :] = x
+    out[..., rows:, :] = 0
+    return out
 
 
 def rounded(rows: int) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmezo.errors import ModelError
-from fedmezo.models.linear import product, rounded
+from fedmezo.models.linear import padded, product, rounded
 
 __all__ = ["NAME", "Segments", "packed", "register"]
 
@@ -138,7 +138,7 @@ def _attend_short(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     groups, repeats = k.shape[1], heads // k.shape[1]
     # Padded keys lie after every real query, so the causal mask hides them; few lengths mean few compiled kernels.
     size = rounded(length)
-    q, k, v = (nn.functional.pad(part, (0, 0, 0, size - length)) for part in (q, k, v))
+    q, k, v = (padded(part, size) for part in (q, k, v))
     q = q.reshape(count * groups, repeats * size, width).float()
     k, v, mask = k.reshape(len(q), size, width).float(), v.reshape(len(q), size, -1), _causal(size, repeats)
     if size <= _TOGETHER or torch.is_grad_enabled():
