@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from fedmezo.models.linear import add_adapters_, fast_forward, linear, onednn_pays, rounded
+from fedmezo.models.linear import adapter_type, add_adapters_, fast_forward, linear, onednn_pays, rounded
 
 
 @pytest.fixture(params=["onednn", "mkl"])
@@ -115,3 +115,12 @@ print(resident() - start)
         for who in ("ours", "plain")
     )
     assert ours < 40 and ours < max(plain / 3, 40)
+
+
+def test_thin_adapters_keep_float32_products_on_16_bit_inputs(library):
+    x, total = draw(2 * 24, 96, dtype=torch.bfloat16), draw(2 * 24, 80, dtype=torch.bfloat16)
+    a, b = draw(2, 4, 96), draw(2, 80, 4)
+    assert adapter_type(x, 4) == torch.float32 and adapter_type(x, 128) == torch.bfloat16
+    wanted = total.float().view(2, 24, -1).baddbmm(torch.bmm(x.float().view(2, 24, -1), a.mT), b.mT, alpha=0.5)
+    add_adapters_(total, x, a, b, scale=0.5)
+    assert torch.equal(total.view(2, 24, -1), wanted.bfloat16())
