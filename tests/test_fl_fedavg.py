@@ -182,9 +182,10 @@ def test_the_rate_decays_over_the_rounds(decay, factors):
 
 
 def test_slow_down_and_the_clients_own_rate_multiply():
-    algorithm = fedavg(SETTINGS, seed=1, cohort=2, client_rate=lambda state, client: 1 + client + state.round)
+    algorithm = fedavg(SETTINGS, seed=1, cohort=2)
     state = algorithm.slow_down(algorithm.slow_down(replace(algorithm.init(), round=1), 0.5), 0.5)
-    assert [task.rate for task in algorithm.plan(state, (0, 3))] == pytest.approx([0.025, 0.0625])
+    own = algorithm.with_factors(state, {0: 2.0, 3: 5.0})
+    assert [task.rate for task in algorithm.plan(own, (0, 3))] == pytest.approx([0.025, 0.0625])
     assert algorithm.aggregate(state, [])[0] == State(round=2, slowed=0.25)
 
 

@@ -194,8 +194,8 @@ def test_rates_decay(decay, expected):
 
 
 def test_client_rates_and_guards_scale_the_rate():
-    algorithm = fedmezo(SETTINGS, seed=1, cohort=3, client_rate=lambda state, client: 1 + client)
-    slow = algorithm.slow_down(State(), 0.5)
+    algorithm = fedmezo(SETTINGS, seed=1, cohort=3)
+    slow = algorithm.slow_down(algorithm.with_factors(State(), {1: 2.0, 2: 3.0}), 0.5)
     assert [t.rate for t in algorithm.plan(slow, CLIENTS)] == [0.01, 0.02, 0.03]
 
 

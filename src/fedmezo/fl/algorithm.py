@@ -208,6 +208,8 @@ class Algorithm(Generic[S]):
       client: (tasks, bench) -> one reply per task; leaves the bench's parameters bit for bit as they were.
       aggregate: (state, replies) -> (next state, what the round adds to the model). Replies come in any order.
       slow_down: (state, factor) -> the state with every later rate multiplied by `factor`; for guards.
+      with_factors: (state, client -> factor) -> the state in which these clients' rates are multiplied by their
+        factors, all others' by 1; for personalised rates.
       sums: state -> the model minus its base as coefficients of the K candidate seeds; None when directions are fresh.
     """
 
@@ -216,4 +218,5 @@ class Algorithm(Generic[S]):
     client: Callable[[Sequence[Task], Bench], Sequence[Reply]]
     aggregate: Callable[[S, Sequence[Reply]], tuple[S, Update]]
     slow_down: Callable[[S, float], S]
+    with_factors: Callable[[S, Mapping[int, float]], S]
     sums: Callable[[S], NDArray[np.float64] | None] = lambda _: None

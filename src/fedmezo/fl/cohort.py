@@ -11,7 +11,7 @@ from fedmezo.zo.noise import derive_seed
 
 __all__ = ["Decay", "decayed", "draw_cohort", "in_order"]
 
-Decay = Literal["constant", "linear", "cosine"]
+Decay = Literal["constant", "linear", "cosine", "wsd"]
 
 
 def draw_cohort(seed: int, round: int, clients: Sequence[int], size: int) -> list[int]:
@@ -20,8 +20,13 @@ def draw_cohort(seed: int, round: int, clients: Sequence[int], size: int) -> lis
 
 
 def decayed(decay: Decay, round: int, rounds: int) -> float:
-    """Returns the factor on the rate in a round: 1 at first, falling to 0 over `rounds` unless constant."""
+    """Returns the factor on the rate in a round: 1 at first, falling to 0 over `rounds` unless constant.
+
+    "wsd" (warm-up, stable, decay; here without warm-up) stays at 1 for half of the rounds and is linear from there.
+    """
     done = min(round / rounds, 1.0)
+    if decay == "wsd":
+        return min(1.0, 2 * (1 - done))
     if decay == "linear":
         return 1 - done
     return (1 + math.cos(math.pi * done)) / 2 if decay == "cosine" else 1.0

@@ -1,8 +1,8 @@
 """FedAvg with backpropagation (McMahan et al., arXiv:1602.05629): the baseline, and the one algorithm with a graph."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal
 
@@ -63,10 +63,12 @@ class State:
     Attributes:
       round: rounds done.
       slowed: factor on every rate, lowered by guards.
+      factors: client -> factor on its rate; 1 for all others.
     """
 
     round: int = 0
     slowed: float = 1.0
+    factors: Mapping[int, float] = field(default_factory=dict)
 
 
 def fedavg(
@@ -75,7 +77,6 @@ def fedavg(
     seed: int,
     cohort: int,
     weights: Weighting = uniform_weights,
-    client_rate: Callable[[State, int], float] = lambda state, client: 1.0,
 ) -> Algorithm[State]:
     """Returns FedAvg as an algorithm; arguments as for `fedmezo`, which draws the same cohorts and batches."""
 
@@ -85,7 +86,7 @@ def fedavg(
             state.round,
             client,
             seed,
-            rate * client_rate(state, client),
+            rate * state.factors.get(client, 1.0),
             _UNUSED_MU,
             settings.steps,
             momentum=settings.momentum,
@@ -104,7 +105,10 @@ def fedavg(
     def slow_down(state: State, factor: float) -> State:
         return replace(state, slowed=state.slowed * factor)
 
-    return Algorithm(State, plan, descend, aggregate, slow_down)
+    def with_factors(state: State, factors: Mapping[int, float]) -> State:
+        return replace(state, factors=factors)
+
+    return Algorithm(State, plan, descend, aggregate, slow_down, with_factors)
 
 
 def _delta(reply: Reply) -> DenseDelta:

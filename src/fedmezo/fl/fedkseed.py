@@ -4,7 +4,7 @@ The model is base + sum_j sums[j] * z(s_j) after any number of rounds, so K numb
 of slopes and multiplies by a constant rate; here the sums are of coefficients, so rates may decay or differ by client.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedmezo.fl.aggregate import Weighting, uniform_weights
 from fedmezo.fl.algorithm import MAX_ODDS, Algorithm, Reply, Task
 from fedmezo.fl.cohort import draw_cohort, in_order
-from fedmezo.fl.fedmezo import RateHook, Settings, State, advanced, ask
+from fedmezo.fl.fedmezo import Settings, State, advanced, ask
 from fedmezo.fl.pool import directions_of
 from fedmezo.fl.walk import take_walks, walk_of
 from fedmezo.zo.seedsum import Update
@@ -86,7 +86,6 @@ def fedkseed(
     seed: int,
     cohort: int,
     weights: Weighting = uniform_weights,
-    client_rate: RateHook = lambda state, client: 1.0,
 ) -> Algorithm[PoolState]:
     """Returns FedKSeed, or FedKSeed-Pro when `pool.pro`, as an algorithm; arguments as for `fedmezo`."""
 
@@ -98,7 +97,7 @@ def fedkseed(
 
     def tasks(state: PoolState, clients: Sequence[int]) -> list[Task]:
         odds = odds_of(state, pool)
-        plain = (ask(settings, state, seed=seed, client=c, rate=client_rate(state, c)) for c in clients)
+        plain = (ask(settings, state, seed=seed, client=client) for client in clients)
         return [replace(task, pool=pool.size, odds=odds, importance=pool.importance) for task in plain]
 
     def plan(state: PoolState, clients: Sequence[int]) -> list[Task]:
@@ -122,4 +121,7 @@ def fedkseed(
     def slow_down(state: PoolState, factor: float) -> PoolState:
         return replace(state, slowed=state.slowed * factor)
 
-    return Algorithm(init, plan, take_walks, aggregate, slow_down, lambda state: state.sums)
+    def with_factors(state: PoolState, factors: Mapping[int, float]) -> PoolState:
+        return replace(state, factors=factors)
+
+    return Algorithm(init, plan, take_walks, aggregate, slow_down, with_factors, lambda state: state.sums)

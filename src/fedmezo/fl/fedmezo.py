@@ -1,8 +1,8 @@
 """FedMeZO (Ling et al., arXiv:2402.05926): local two-point descent on every client, then the mean of the walks."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fedmezo.fl.aggregate import Weighting, uniform_weights
@@ -14,9 +14,8 @@ from fedmezo.zo.estimate import Estimator, robust_scale
 from fedmezo.zo.noise import Law
 from fedmezo.zo.seedsum import Update
 
-__all__ = ["RateHook", "Settings", "State", "advanced", "ask", "fedmezo"]
+__all__ = ["Settings", "State", "advanced", "ask", "fedmezo"]
 
-RateHook = Callable[["State", int], float]
 # The scale of the clip may rise by 2 % a round, to four times its lowest, and fall by 10 %. A diverging run
 # shows slopes ten times larger within a few rounds; a clip that followed them would let it go.
 _RISE, _FALL, _MOST = 1.02, 0.9, 4.0
@@ -32,7 +31,7 @@ class Settings:
       steps: local steps H.
       directions: directions averaged per step, n.
       clip: slopes are limited to this many robust scales; inf gives the paper's plain method.
-      decay: how the rate falls over `rounds`: constant | linear | cosine.
+      decay: how the rate falls over `rounds`: constant | linear | cosine | wsd.
       rounds: number of rounds T, used by the decay only.
       law: law of the directions.
       estimator: two-point | forward | forward-half.
@@ -66,24 +65,27 @@ class State:
       scale: running scale of the slopes, which sets the clip in force; 0 before the first round.
       lowest: lowest running scale so far; 0 before the first round.
       slowed: factor on every rate, lowered by guards.
+      factors: client -> factor on its rate; 1 for all others.
     """
 
     round: int = 0
     scale: float = 0.0
     lowest: float = 0.0
     slowed: float = 1.0
+    factors: Mapping[int, float] = field(default_factory=dict)
 
 
 S = TypeVar("S", bound=State)
 
 
-def ask(settings: Settings, state: State, *, seed: int, client: int, rate: float = 1.0) -> Task:
-    """Returns the task of one client in this round; `rate` is a factor on that client's learning rate."""
+def ask(settings: Settings, state: State, *, seed: int, client: int) -> Task:
+    """Returns the task of one client in this round."""
+    everyones = settings.rate * state.slowed * decayed(settings.decay, state.round, settings.rounds)
     return Task(
         state.round,
         client,
         seed,
-        settings.rate * state.slowed * decayed(settings.decay, state.round, settings.rounds) * rate,
+        everyones * state.factors.get(client, 1.0),
         settings.mu,
         settings.steps,
         settings.directions,
@@ -111,7 +113,6 @@ def fedmezo(
     seed: int,
     cohort: int,
     weights: Weighting = uniform_weights,
-    client_rate: RateHook = lambda state, client: 1.0,
 ) -> Algorithm[State]:
     """Returns FedMeZO as an algorithm.
 
@@ -120,11 +121,10 @@ def fedmezo(
       seed: the run's seed; names every direction and every cohort.
       cohort: clients per round, drawn without replacement.
       weights: replies -> weight of each, summing to 1.
-      client_rate: (state, client) -> factor on that client's rate, for personalised rates.
     """
 
     def task(state: State, client: int) -> Task:
-        return ask(settings, state, seed=seed, client=client, rate=client_rate(state, client))
+        return ask(settings, state, seed=seed, client=client)
 
     def plan(state: State, clients: Sequence[int]) -> list[Task]:
         return [task(state, client) for client in draw_cohort(seed, state.round, clients, cohort)]
@@ -138,7 +138,10 @@ def fedmezo(
     def slow_down(state: State, factor: float) -> State:
         return replace(state, slowed=state.slowed * factor)
 
-    return Algorithm(State, plan, take_walks, aggregate, slow_down)
+    def with_factors(state: State, factors: Mapping[int, float]) -> State:
+        return replace(state, factors=factors)
+
+    return Algorithm(State, plan, take_walks, aggregate, slow_down, with_factors)
 
 
 def _clip(settings: Settings, state: State) -> float:

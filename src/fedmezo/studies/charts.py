@@ -3,13 +3,13 @@
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any
 
 from fedmezo.errors import ConfigError
-from fedmezo.studies.facts import OTHER, Facts, Row
+from fedmezo.studies.facts import OTHER, ClientRow, Facts, Row
 from fedmezo.studies.page import PALETTE, dot, safe
 
 __all__ = [
@@ -156,24 +156,24 @@ def _done(rows: Sequence[Row]) -> list[int]:
 
 def _training(facts: Facts) -> Chart:
     title = "Training loss (nats)"
-    mean = line(
-        "mean of the cohort",
-        _done(facts.rows),
-        [row.loss for row in facts.rows],
-        colour=PALETTE[0],
-        width=2.5,
-    )
+    losses = [row.loss for row in facts.rows]
+    mean = line("mean of the cohort", _done(facts.rows), losses, colour=PALETTE[0], width=2.5)
     if len(facts.clients) > MOST_LINES:
         key = (("mean of the cohort", PALETTE[0]), ("middle 80 % of the clients", f"{PALETTE[0]}55"))
         return Chart("training-loss", title, [*_band(facts), mean], house_layout(AXES["rounds"]), key, wide=True)
-    lines: list[Trace] = []
-    named = [("mean", PALETTE[0])]
-    for client in facts.clients:
-        seen = [(row.round + 1, row.clients[client].loss) for row in facts.rows if client in row.clients]
-        xs, ys = [at for at, _ in seen], [loss for _, loss in seen]
-        lines.append(line(f"client {client}", xs, ys, colour=client_colour(client), width=1.2, opacity=0.7))
-        named.append((f"client {client}", client_colour(client)))
+    lines, named = _by_client(facts, lambda row: row.loss)
+    named = [("mean", PALETTE[0]), *named]
     return Chart("training-loss", title, [*lines, mean], house_layout(AXES["rounds"]), tuple(named), wide=True)
+
+
+def _by_client(facts: Facts, value: Callable[[ClientRow], float]) -> tuple[list[Trace], list[tuple[str, str]]]:
+    """Returns a line for each client, and its name and colour for the key."""
+    lines: list[Trace] = []
+    for client in facts.clients:
+        seen = [(row.round + 1, value(row.clients[client])) for row in facts.rows if client in row.clients]
+        xs, ys = [at for at, _ in seen], [y for _, y in seen]
+        lines.append(line(f"client {client}", xs, ys, colour=client_colour(client), width=1.2, opacity=0.7))
+    return lines, [(f"client {client}", client_colour(client)) for client in facts.clients]
 
 
 def _band(facts: Facts) -> list[Trace]:
@@ -210,7 +210,11 @@ def _rates(facts: Facts) -> Chart:
     x = _done(facts.rows)
     traces = [line("mean rate", x, [row.rate for row in facts.rows], colour=PALETTE[0])]
     key = [("mean rate", PALETTE[0])]
-    if any(row.rates[1] - row.rates[0] > 1e-9 * row.rates[1] for row in facts.rows):
+    differ = any(row.rates[1] - row.rates[0] > 1e-9 * row.rates[1] for row in facts.rows)
+    if differ and len(facts.clients) <= MOST_LINES:
+        lines, named = _by_client(facts, lambda row: row.rate)
+        traces, key = [*lines, *traces], [*key, *named]
+    elif differ:
         for at, name in enumerate(("lowest of the clients", "highest of the clients")):
             traces.append(line(name, x, [row.rates[at] for row in facts.rows], colour=PALETTE[at + 1], width=1.2))
             key.append((name, PALETTE[at + 1]))
