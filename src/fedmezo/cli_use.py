@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmezo.channels import aside
+from fedmezo.channels import aside, emit
 from fedmezo.cli_config import Folder, Json, Out, Round, read_config, show
 from fedmezo.errors import ConfigError
 
-__all__ = ["evaluate", "export", "report", "rollback", "verify"]
+__all__ = ["doctor", "evaluate", "export", "report", "rollback", "verify"]
 
 
 class Target(StrEnum):
@@ -99,3 +99,20 @@ def report(*, folder: Folder, as_json: Json = False) -> None:
         summary = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else None
         path = write_report(journal, out=folder / "report.html", summary=summary, split=(summary or {}).get("split"))
     show({"path": path}, as_json=as_json)
+
+
+def doctor(*, folder: Folder, as_json: Json = False) -> None:
+    """Say why a run is slow, noisy or diverging, from its journal; also of a run in progress or one that died."""
+    with aside():
+        from fedmezo.studies.doctor import diagnose
+
+        found = diagnose(folder)
+    if as_json:
+        emit(found.as_dict())
+        return
+    from rich.console import Console
+
+    from fedmezo.studies.doctor.screen import diagnosis_text
+
+    console = Console(highlight=False)
+    console.print(diagnosis_text(found, width=console.width), soft_wrap=True, end="")
