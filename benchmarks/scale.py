@@ -170,7 +170,7 @@ def server(*, replies: int, steps: int, name: str = "fedmezo") -> dict[str, obje
 
 
 def _method(built: Any, name: str) -> Any:
-    from fedmezo.studies.build import build_algorithm
+    from fedmezo.studies.descent import build_algorithm
 
     algorithm = built.config.algorithm.model_copy(update={"name": name})
     return build_algorithm(built.config.model_copy(update={"algorithm": algorithm}), built.data.sizes)

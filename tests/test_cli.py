@@ -31,6 +31,7 @@ VERBS = [
     "verify",
     "rollback",
     "report",
+    "doctor",
     "plan",
     "fetch",
     "config",

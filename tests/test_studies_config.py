@@ -59,8 +59,9 @@ def test_defaults_are_the_documented_ones():
     assert (federation.clients, federation.cohort, federation.rounds, federation.local_steps) == (3, None, 20, 30)
     algorithm = config.algorithm
     assert (algorithm.rate, algorithm.mu, algorithm.clip, algorithm.directions) == (None, None, 3.0, 1)
+    assert (algorithm.adapt, algorithm.decay) == (None, None)
     assert (config.eval.every, config.eval.examples, config.eval.metrics) == (5, 200, ("loss", "accuracy"))
-    assert config.guard.on_surge == "halve"
+    assert (config.guard.on_surge, config.guard.batches) == ("rollback", None)
 
 
 @pytest.mark.parametrize("overrides", [[], RICH, ["adapter.kind=full", "data.name=alpaca", "model.revision=v1"]])

@@ -31,7 +31,7 @@ def whole(records, tmp_path_factory):
 
 
 def asked(records, name, **federation):
-    return small(records, algorithm=FAMILY[name], federation=TAKING_PART | federation)
+    return small(records, algorithm=FAMILY[name], federation=TAKING_PART | federation, guard={"batches": 0})
 
 
 @pytest.mark.parametrize("name", FAMILY)

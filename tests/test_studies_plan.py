@@ -6,10 +6,20 @@ import pytest
 import torch
 from tiny_runs import asked, small, write_records
 
+from fedmezo.cli import main
 from fedmezo.studies.config import parse_config
+from fedmezo.studies.constants import measure_constants
+from fedmezo.studies.measured import load_measured
 from fedmezo.studies.plan import plan
 from fedmezo.studies.run import run
+from fedmezo.studies.sampling import Asked
 
+SETTINGS = (
+    "model.name=builtin:tiny", "adapter.rank=2", "adapter.alpha=4", "data.template={instruction} {input} is",
+    "data.max_tokens=32", "data.eval_examples=8", "federation.batch_size=2", "federation.local_steps=2",
+    "eval.examples=8", "runtime.threads=1",
+)  # fmt: skip
+TINY = [part for setting in SETTINGS for part in ("--set", setting)]
 KEYS = {"forwards", "tokens", "bytes", "memory_mb", "seconds", "advice"}
 
 
@@ -72,8 +82,8 @@ def test_seconds_are_a_sum_and_grow_with_the_rounds(data):
     [
         ({"algorithm": {"rate": 1.0, "clip": "none"}}, "nothing clips the slopes"),
         ({"algorithm": {"rate": 1e-6}}, "progress will hardly show"),
-        ({"algorithm": {"mu": 0.1}}, "outside the usable window"),
-        ({"model": {"dtype": "bfloat16"}, "algorithm": {"mu": 1e-3}}, "measures mostly rounding"),
+        ({"algorithm": {"mu": 3.0}}, "mu"),
+        ({"model": {"dtype": "bfloat16"}, "algorithm": {"mu": 1e-4}}, "rounding"),
         ({"federation": {"rounds": 1}}, "6 client steps in all are few"),
         ({"federation": {"batch_size": 40}}, "fewer examples than a batch"),
         ({"data": {"max_tokens": 9999}}, "this model takes no longer input"),
@@ -85,5 +95,46 @@ def test_advice_tells_what_to_change(data, changed, sentence):
 
 
 def test_a_sound_run_gets_no_advice(data):
-    wanted = asked(data, federation={"rounds": 100})
+    wanted = asked(data, federation={"rounds": 100}, guard={"batches": 0})
     assert plan(parse_config(wanted))["advice"] == []
+
+
+def test_with_measured_constants_a_plan_tells_what_the_theory_says(data, tmp_path, capsys):
+    config = small(data)
+    known = measure_constants(config, asked=Asked(directions=8, points=2, resamples=100))
+    bare, full = plan(config), plan(config, measured=known)
+    assert set(full) - set(bare) == {"theory"}
+    assert full["theory"]["constants"]["smoothness"] == known.constants.smoothness
+    assert set(full["theory"]["caps"]) == {"printed", "B1", "B2, one step"}
+    assert any("under B1" in line for line in full["advice"]) and not any("B1" in line for line in bare["advice"])
+    known.save(tmp_path / "c.json")
+    records = ["--set", f"data.path={data}", *TINY]
+    assert main(["plan", *records, "--constants", str(tmp_path / "c.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "theory.largest rate, B1" in shown and "printed without a valid proof" in shown
+    assert main(["plan", *records, "--constants", str(tmp_path / "c.json"), "--measure"]) == 2
+    assert main(["plan", *records, "--set", "adapter.rank=3", "--constants", str(tmp_path / "c.json")]) == 2
+    assert "measured with trained numbers" in capsys.readouterr().err
+
+
+def test_the_theory_says_nothing_of_backpropagation(data):
+    config = small(data)
+    known = measure_constants(config, asked=Asked(directions=8, points=2, resamples=100))
+    planned = plan(small(data, algorithm={"name": "fedavg"}), measured=known)
+    assert "theory" not in planned and any("nothing about fedavg" in line for line in planned["advice"])
+
+
+@pytest.mark.parametrize(("verb", "key"), [("constants", "constants"), ("heterogeneity", "correlations")])
+def test_what_a_verb_measures_is_printed_and_is_json(data, tmp_path, capsys, verb, key):
+    few = ["--directions", "8", "--points", "2"]
+    given = ["analyze", verb, "--set", f"data.path={data}", *TINY, *few]
+    assert main([*given, "--json"]) == 0
+    told = capsys.readouterr()
+    assert key in json.loads(told.out) and "start: " in told.err
+    if verb == "constants":
+        (tmp_path / "c.json").write_text(told.out)
+        assert load_measured(tmp_path / "c.json").of["clients"] == 3
+    assert main([*given, "--quiet"]) == 0
+    told = capsys.readouterr()
+    assert "apart^2" in told.out and told.err == ""
+    assert max(map(len, told.out.splitlines())) < 160

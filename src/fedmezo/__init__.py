@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedmezo.runtime.simulate import simulate
     from fedmezo.studies.build import build
     from fedmezo.studies.config import Config, load_config
+    from fedmezo.studies.doctor import diagnose
     from fedmezo.studies.plan import plan
     from fedmezo.studies.run import Summary, resume, run
     from fedmezo.studies.uses import evaluate, export, rollback, verify
@@ -38,6 +39,7 @@ _HOMES = {
     "Settings": "fedmezo.fl.fedmezo",
     "Summary": "fedmezo.studies.run",
     "build": "fedmezo.studies.build",
+    "diagnose": "fedmezo.studies.doctor",
     "evaluate": "fedmezo.studies.uses",
     "export": "fedmezo.studies.uses",
     "fedavg": "fedmezo.fl.fedavg",
@@ -64,6 +66,7 @@ __all__ = [
     "Summary",
     "__version__",
     "build",
+    "diagnose",
     "evaluate",
     "export",
     "fedavg",

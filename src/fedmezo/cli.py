@@ -21,8 +21,8 @@ from fedmezo.cli_analyze import analyze_app
 from fedmezo.cli_bench import bench
 from fedmezo.cli_compare import compare
 from fedmezo.cli_config import Folder, Json, Quiet, Settings, Source, config_app, mistake, read_config, show
-from fedmezo.cli_use import evaluate, export, report, rollback, verify
-from fedmezo.errors import FedMeZOError, StoppedError
+from fedmezo.cli_use import doctor, evaluate, export, report, rollback, verify
+from fedmezo.errors import ConfigError, FedMeZOError, StoppedError
 
 if TYPE_CHECKING:
     from fedmezo.studies.config import Config
@@ -45,7 +45,7 @@ app.add_typer(analyze_app, name="analyze", rich_help_panel="Prepare")
 app.command(rich_help_panel="Tune")(compare)
 app.command("eval", rich_help_panel="Use")(evaluate)
 app.command(rich_help_panel="Use")(export)
-for verb in (verify, rollback, report, bench):
+for verb in (doctor, verify, rollback, report, bench):
     app.command(rich_help_panel="Look after")(verb)
 
 
@@ -117,13 +117,36 @@ def resume(
 
 
 @app.command(rich_help_panel="Prepare")
-def plan(config: Source = None, settings: Settings = None, as_json: Json = False) -> None:
-    """Say what a run will cost, from a short probe: forward passes, tokens, bytes, memory, time."""
+def plan(
+    config: Source = None,
+    settings: Settings = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the theory's constants first, and say what they mean.")
+    ] = False,
+    constants: Annotated[
+        Path | None, typer.Option("--constants", metavar="FILE", help="From `fedmezo analyze constants --json`.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run will cost, from a short probe: forward passes, tokens, bytes, memory, time.
+
+    With the constants of its losses also which rates the theory allows, and how far a round is likely to lead.
+    """
     wanted = read_config(config, settings)
+    if measure and constants:
+        raise ConfigError("--measure and --constants both say where the constants come from; give one of them.")
     with aside():
         from fedmezo.studies import plan as study
+        from fedmezo.studies.constants import measure_constants
+        from fedmezo.studies.forecast import in_words
+        from fedmezo.studies.measured import load_measured
 
-        result = study.plan(wanted)
+        known = load_measured(constants) if constants else None
+        if measure:
+            known = measure_constants(wanted, say=lambda text: typer.echo(text, err=True))
+        result = study.plan(wanted, **({"measured": known} if known else {}))
+    if known and not as_json:
+        result["theory"] = in_words(result.get("theory"))
     show(result, as_json=as_json)
 
 

@@ -64,3 +64,158 @@ def noise(
     from rich.console import Console
 
     Console(highlight=False).print(signal_table(rows), soft_wrap=True)
+
+
+@analyze_app.command("rank")
+def rank(
+    *,
+    config: Source = None,
+    settings: Settings = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="forward, backprop (needs the extra `analyze`), or both.")
+    ] = "forward",
+    directions: Annotated[int, typer.Option(metavar="N", help="Samples of each trace.")] = 64,
+    steps: Annotated[int, typer.Option(metavar="N", help="Lanczos steps for the ends of a spectrum.")] = 16,
+    batches: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Batches, dealt to the clients in turn; by default 1 each, 8 at most."),
+    ] = None,
+    mu: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Radius of the forward passes; 0.01 by default, full models 0.001."),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Also every layer alone.")] = False,
+    after: Annotated[int, typer.Option(metavar="ROUNDS", help="Also after so many rounds of the run.")] = 0,
+    spread: Annotated[float, typer.Option(metavar="X", help="How far the parameters are off their start.")] = 0.0,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """The effective rank r = tr(H) / |H| of the clients' mean loss in the trained parameters.
+
+    The paper's rate hangs on r <= 200; its Conjecture 3.8 says that r is at most the LoRA rank. Forward passes alone
+    bound r; backpropagation gives the Hessian's, and that of the Gauss-Newton matrix, which has no negative eigenvalue.
+    """
+    wanted = read_config(config, settings)
+    with aside():
+        from fedmezo.studies.rank import Asked, rank_rows, rank_table, rank_words
+
+        asked = Asked(method, directions, steps, batches=batches, mu=mu, layers=layers, after=after, spread=spread)
+        rows = rank_rows(wanted, asked, say=lambda text: None if quiet else typer.echo(text, err=True))
+    if as_json:
+        emit({"rows": [asdict(row) for row in rows]})
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(rank_table(rows), soft_wrap=True)
+    for words in rank_words(rows):
+        typer.echo(f"\n{words}")
+
+
+_Points = Annotated[
+    int, typer.Option(metavar="N", help="Points: the start, near it, then as the run leads on. At least 2.")
+]
+_Directions = Annotated[int, typer.Option(metavar="N", help="Directions at every point; errors are about sqrt(2 / N).")]
+_Batches = Annotated[
+    int, typer.Option(metavar="N", help="Batches per client and direction, at least 2; more for small ones.")
+]
+_Still = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+
+
+@analyze_app.command("constants")
+def constants(
+    *,
+    config: Source = None,
+    settings: Settings = None,
+    directions: _Directions = 64,
+    batches: _Batches = 2,
+    points: _Points = 3,
+    spread: Annotated[float, typer.Option(metavar="X", help="Of the second point, start + X z.")] = 0.01,
+    as_json: Json = False,
+    quiet: _Still = False,
+) -> None:
+    """The constants of Assumptions 1, 3, 4 and 6, from forward passes: L, r, c_g, sigma_g2, c_h, sigma_h2.
+
+    The later points lie on the run's own way, two rounds apart. --json is what `fedmezo plan --constants FILE` reads.
+    """
+    wanted = read_config(config, settings)
+    with aside():
+        from fedmezo.studies.constants import measure_constants
+        from fedmezo.studies.constants_table import constants_table
+        from fedmezo.studies.sampling import Asked
+
+        asked = Asked(directions, batches, points, spread=spread)
+        measured = measure_constants(
+            wanted, asked=asked, say=lambda text: None if quiet else typer.echo(text, err=True)
+        )
+    if as_json:
+        emit(measured.as_dict())
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(constants_table(measured), soft_wrap=True)
+
+
+@analyze_app.command("heterogeneity")
+def heterogeneity(
+    *,
+    config: Source = None,
+    settings: Settings = None,
+    directions: _Directions = 64,
+    batches: _Batches = 2,
+    points: _Points = 3,
+    as_json: Json = False,
+    quiet: _Still = False,
+) -> None:
+    """How unlike the clients are: gradients and losses from forward passes, and the labels they hold.
+
+    `apart^2` is |grad f_i - grad f|^2, `TV` and `JS` are the total variation distance and Jensen-Shannon divergence
+    (bits) of a client's labels from everyone's. Every number measured has its 95 % interval.
+    """
+    wanted = read_config(config, settings)
+    with aside():
+        from fedmezo.studies.constants_table import heterogeneity_table
+        from fedmezo.studies.heterogeneity import measure_heterogeneity
+        from fedmezo.studies.sampling import Asked
+
+        asked = Asked(directions, batches, points)
+        found = measure_heterogeneity(
+            wanted, asked=asked, say=lambda text: None if quiet else typer.echo(text, err=True)
+        )
+    if as_json:
+        emit(found.as_dict())
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(heterogeneity_table(found), soft_wrap=True)
+
+
+@analyze_app.command("mu")
+def mu_window(
+    *,
+    config: Source = None,
+    settings: Settings = None,
+    directions: Annotated[int, typer.Option(min=2, metavar="N", help="Directions, each on a batch of its own.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Where mu may lie for this model, number format and data, from forward passes only.
+
+    Slopes along the same directions at a ladder of mus differ by `rounding`, which grows as 1 / mu, and `bend`, which
+    grows as mu^2. A mu is usable where both together are at most a third of the signal. With algorithm.mu = "auto" a
+    run does the same with 4 directions.
+    """
+    wanted = read_config(config, settings)
+    with aside():
+        from fedmezo.studies.build import build
+        from fedmezo.studies.window import window_of
+        from fedmezo.studies.window_table import window_dict, window_table, window_words
+
+        built = build(wanted, measure=False)
+        window = window_of(built.config, built.bench, directions=directions)
+        words = window_words(window, dtype=wanted.model.dtype, asked=wanted.algorithm.mu)
+    if as_json:
+        emit({"model": wanted.model.name, "dtype": wanted.model.dtype, **window_dict(window), "advice": words})
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(window_table(window), soft_wrap=True)
+    typer.echo(f"\n{words}")

@@ -20,6 +20,7 @@ from typing import Any, Self
 from fedmezo.errors import JournalError, WireError
 from fedmezo.runtime.ledger import Ledger, integer
 from fedmezo.runtime.records import (
+    LOOK,
     SLOW,
     Entry,
     Header,
@@ -34,7 +35,7 @@ from fedmezo.runtime.records import (
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import apply_
 
-__all__ = ["SLOW", "Entry", "Header", "Journal", "Round", "replay", "update_of"]
+__all__ = ["LOOK", "SLOW", "Entry", "Header", "Journal", "Round", "replay", "update_of"]
 
 _Evaluations = dict[tuple[int, str], dict[str, float]]
 

@@ -69,6 +69,6 @@ def report_of(done: Round, rounds: int) -> RoundReport:
         tokens=done.tokens,
         skipped=sum(entry.reply.skipped for entry in done.entries),
         evaluations=done.evaluations,
-        events=done.events,
+        events=done.news,
         clients=clients,
     )

@@ -12,8 +12,9 @@ from fedmezo.runtime.ledger import Row, Value
 from fedmezo.runtime.wire import decode_reply, decode_task, encode_reply, encode_task
 from fedmezo.zo.seedsum import DenseDelta, Update, Walk
 
-__all__ = ["SLOW", "Entry", "Header", "Round", "update_of"]
+__all__ = ["LOOK", "SLOW", "Entry", "Header", "Round", "update_of"]
 
+LOOK = "look"  # the kind of event whose detail is a `pace.Look`, for the program only
 SLOW = "slow"  # the kind of event whose detail is a factor on every later rate
 
 
@@ -85,6 +86,11 @@ class Round:
     digest: str | None = None
     evaluations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     events: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def news(self) -> tuple[tuple[str, str], ...]:
+        """The events that are for people."""
+        return tuple((kind, detail) for kind, detail in self.events if kind != LOOK)
 
     def __post_init__(self) -> None:
         """Checks that tasks and replies belong together."""

@@ -19,21 +19,24 @@ from typing import Generic, TypeGuard, TypeVar
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm, Task
 from fedmezo.runtime.guard import Guard, OnSurge
-from fedmezo.runtime.journal import SLOW, Entry, Journal, Round, replay
+from fedmezo.runtime.journal import LOOK, SLOW, Entry, Journal, Round, replay, update_of
+from fedmezo.runtime.lookout import Lookout
 from fedmezo.runtime.meter import Stopwatch
+from fedmezo.runtime.pace import Look, factor_of, line, mean, rose, start_of
 from fedmezo.runtime.progress import RoundReport, report_of
 from fedmezo.runtime.pull import Downlink, Offer, catch_up_
 from fedmezo.runtime.walkers import Here, MeteredBench, Walked, Walkers, checksum
 from fedmezo.runtime.wire import Sums, decode_reply, decode_task, encode_reply, encode_task
 from fedmezo.zo.noise import Law
-from fedmezo.zo.params import Params
+from fedmezo.zo.params import Saved
 from fedmezo.zo.perturb import apply_
 
 __all__ = ["MeteredBench", "RoundReport", "Simulation", "simulate"]
 
 S = TypeVar("S")
 Evaluate = Callable[[], Mapping[str, Mapping[str, float]]]
-_SLOWEST = 2.0**-20
+_SLOWEST = 2.0**-24
+_BACK = 0.5  # the factor on the rate after a rollback
 _SURGE = "surge"
 START = -1  # the round number under which the untrained model's evaluation is kept
 
@@ -76,6 +79,8 @@ class Simulation(Generic[S]):
       budget: the run also ends after the first round at which one of these is spent: rounds, forwards, tokens, seconds,
         bytes.
       walkers: who does the walks; None for this process.
+      lookout: the batches that are judged again and again, and when; None for none.
+      look: what they showed so far; None without a lookout.
     """
 
     algorithm: Algorithm[S]
@@ -89,11 +94,13 @@ class Simulation(Generic[S]):
     downlink: Downlink | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
     walkers: Walkers | None = None
+    lookout: Lookout | None = None
+    look: Look | None = field(init=False, default=None)
     state: S = field(init=False)
     guard: Guard = field(init=False, default_factory=Guard)
     _down: Downlink = field(init=False)
     _spent: Counter[str] = field(init=False)
-    _start: Params | None = field(init=False, default=None)
+    _start: Saved | None = field(init=False, default=None)
     _walkers: Walkers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,22 +108,37 @@ class Simulation(Generic[S]):
         self._walkers = self.walkers or Here(self.algorithm.client, self.bench)
         rounded = self.downlink is not None and self.downlink.coding != "float32"
         if self.on_surge == "rollback" or rounded:
-            self._start = self.bench.params.clone()
+            self._start = Saved(self.bench.params)
         self._restore_()
-        unfinished = self.journal.last > 0 and _SURGE in dict(self.journal.round(self.journal.last - 1).events)
-        if unfinished and self.on_surge == "rollback":
+        if self.on_surge == "rollback" and self._unanswered():
             self._roll_back_()
+
+    def _unanswered(self) -> bool:
+        """Whether the last round surged and the run was stopped before it went back."""
+        last = self.journal.last
+        answered = any(number == last and kind == SLOW for number, kind, _ in self.journal.events())
+        return last > 0 and not answered and _SURGE in dict(self.journal.round(last - 1).events)
 
     def _restore_(self) -> None:
         replay(self.bench.params, self.journal)
         self.state, self.guard, self._spent = self.algorithm.init(), Guard(), Counter()
         self._down = self.downlink.afresh() if self.downlink is not None else Downlink(self.bench.params.dim)
+        slowed = 1.0
         for done in self.journal.rounds():
+            # Sums of coefficients and clips must come from the rates that were in force.
+            self._slow_(done.slowed / slowed)
+            slowed = done.slowed
             replies = [entry.reply for entry in done.entries]
             self.state, _ = self.algorithm.aggregate(self.state, replies)
             self.guard, _ = self.guard.observe(done.round, done.loss)
             self._remember(done)
-        self.state = self.algorithm.slow_down(self.state, self.journal.slowed())
+        self._slow_(self.journal.slowed() / slowed)
+        looks = [detail for _, kind, detail in self.journal.events() if kind == LOOK]
+        self.look = Look.from_json(looks[-1]) if looks else None
+
+    def _slow_(self, factor: float) -> None:
+        if factor != 1:
+            self.state = self.algorithm.slow_down(self.state, factor)
 
     def _remember(self, done: Round) -> None:
         self._down.remember(done)
@@ -132,11 +154,15 @@ class Simulation(Generic[S]):
             known = {split for number, split, _ in self.journal.evaluations() if number == START}
             for split, metrics in self.evaluate().items() if not known else ():
                 self.journal.record_evaluation(START, split, metrics)
+        if self.lookout is not None and self.look is None and self._wanted(self.journal.last):
+            self.look = start_of(self.journal.last, self.lookout.losses())
         sent: _Sent | None = None
         while sent is not None or self._wanted(self.journal.last):
             done = self._receive(sent or self._send(self.journal.last))
+            looks = self.lookout is not None and self.lookout.pace.looks(done.round + 1)
+            done = self._looked(done, self.lookout) if self.lookout is not None and looks else done
             surged = _SURGE in dict(done.events)
-            # After a surge the next round depends on what is done about it; else only looking and writing are left.
+            # After a surge the next round depends on what is done about it; else only judging and writing are left.
             ahead = self._walkers.apart and not surged and self._wanted(done.round + 1)
             sent = self._send(done.round + 1) if ahead else None
             if not self._wanted(done.round + 1) or (done.round + 1) % self.every == 0:
@@ -144,6 +170,27 @@ class Simulation(Generic[S]):
             self.journal.append(done)
             self._react_(surged=surged)
             yield report_of(done, self.rounds)
+
+    def _looked(self, done: Round, lookout: Lookout) -> Round:
+        """Judges the fixed batches after a round; returns it with what came of that, and sets the rate of the next."""
+        if self.look is None:
+            raise RunError("The run is looked at before it began, a bug; please report it.")
+        at, losses, events, spent = done.round + 1, lookout.losses(), list(done.events), len(lookout.places)
+        if rose(losses, self.look.lowest) and _SURGE not in dict(events):
+            rise = f"from {mean(self.look.lowest):.4g} to {mean(losses):.4g}"
+            events += [(_SURGE, f"the loss on {spent} fixed batches rose {rise}"), *self._answer()]
+        elif lookout.pace.sets_rate(at) and _SURGE not in dict(events):
+            since = [*map(self.journal.round, range(self.look.at, done.round)), done]
+            updates = list(map(update_of, since))
+            seen = line(lambda c: lookout.stretched(updates, by=c), before=self.look.losses, after=losses)
+            factor, spent = factor_of(seen, done=at, rounds=self.rounds), spent * (len(seen) - 1)
+            self._slow_(factor)
+            events += [(SLOW, repr(factor))] * (factor != 1)
+        self.look = self.look.then(at, losses, forwards=spent)
+        return replace(done, events=(*events, (LOOK, self.look.to_json())))
+
+    def _answer(self) -> list[tuple[str, str]]:
+        return [(SLOW, "0.5")] if self.on_surge == "halve" else []
 
     def _wanted(self, number: int) -> bool:
         return number < self.rounds and not self._exhausted
@@ -216,7 +263,7 @@ class Simulation(Generic[S]):
         """Lends a scope in which the model is the base plus `sums`, which are the same for all clients of a round."""
         now = self.bench.params.clone()
         if self._start is not None:
-            self.bench.params.copy_(self._start)
+            self._start.restore_(self.bench.params)
         catch_up_(self.bench.params, sums, law=law)
         try:
             yield
@@ -237,19 +284,20 @@ class Simulation(Generic[S]):
             yield "zero-rate", "the learning rate was 0 for every client"
         if surged:
             yield _SURGE, f"training loss surged to {loss:.4g}"
-            if self.on_surge == "halve":
-                yield SLOW, "0.5"
+            yield from self._answer()
 
     def _roll_back_(self) -> None:
-        """Goes back to the best round and halves the rate; a kill on the way only means that the surge is met again."""
-        slowed = self.journal.slowed()
-        if 0.5 * slowed < _SLOWEST:
+        """Goes back to the best round, to half of the rate; a kill on the way only means that it surges again."""
+        slowed, look, done = self.journal.slowed(), self.look, self.journal.last
+        if _BACK * slowed < _SLOWEST:
             raise RunError(f"The loss keeps surging even at {slowed:.1g} of the rate; choose a much lower rate.")
-        self.journal.rollback(self.guard.best, "loss surge")
+        self.journal.rollback(self.guard.best if look is None else look.best, "loss surge")
         # The rollback may have taken earlier "slow" events with it; their factor stays in force.
-        self.journal.add_event(self.journal.last, SLOW, repr(0.5 * slowed / self.journal.slowed()))
+        self.journal.add_event(self.journal.last, SLOW, repr(_BACK * slowed / self.journal.slowed()))
+        if look is not None:
+            self.journal.add_event(self.journal.last, LOOK, look.back(done).to_json())
         if self._start is not None:
-            self.bench.params.copy_(self._start)
+            self._start.restore_(self.bench.params)
         self._restore_()
 
 
@@ -275,7 +323,8 @@ def simulate(
     downlink: Downlink | None = None,
     budget: Mapping[str, float] = {},
     walkers: Walkers | None = None,
+    lookout: Lookout | None = None,
 ) -> Iterator[RoundReport]:
     """Yields one report per round of a run, starting or going on where the journal ends; see `Simulation`."""
-    settings = (evaluate, every, on_surge, downlink, budget, walkers)
+    settings = (evaluate, every, on_surge, downlink, budget, walkers, lookout)
     return Simulation(algorithm, bench, journal, clients, rounds, *settings).run()

@@ -1,11 +1,10 @@
 """From a configuration to objects: model, adapter, clients' data, bench, algorithm."""
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,8 @@ from typing import Any
 import torch
 
 from fedmezo.data.batches import Batches
-from fedmezo.errors import ConfigError, RunError
-from fedmezo.fl.aggregate import weighting
+from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm
-from fedmezo.fl.fedavg import Settings as GradientSettings
-from fedmezo.fl.fedavg import fedavg
-from fedmezo.fl.fedkseed import Pool, fedkseed
-from fedmezo.fl.fedmezo import Settings, fedmezo
 from fedmezo.models.adapters import make_adapter
 from fedmezo.models.bench import Lanes, ModelBench
 from fedmezo.models.fetch import RECIPES, Say, silent
@@ -29,12 +23,10 @@ from fedmezo.runtime.walkers import Client, MeteredBench, Walkers
 from fedmezo.runtime.workers import Workers
 from fedmezo.studies.config import Config, parse_config
 from fedmezo.studies.deal import FederatedData, read_data
-from fedmezo.zo.estimate import Estimator
+from fedmezo.studies.descent import build_algorithm, resolve
+from fedmezo.studies.window_table import chosen_mu
 
 __all__ = ["Built", "Tuned", "build", "build_downlink", "build_model", "load_base", "threads_of", "walkers_of"]
-
-# Starts, not recommendations: tuned sgd took 0.1 to 0.3 on SmolLM2 (docs/results); adamw has not been tuned here.
-FEDAVG_RATES = {"sgd": 0.05, "adamw": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -123,80 +115,6 @@ def _fitted(config: Config, window: int) -> tuple[Config, tuple[str, ...]]:
     return fitted, (f"data.max_tokens is {window} instead of {wanted}: this model takes no longer input.",)
 
 
-def resolve(config: Config, *, dim: int) -> Config:
-    """Returns the configuration with rate and mu as numbers.
-
-    0.3 / sqrt(d) is a start for forward passes: SmolLM2 bears three times as much, the tiny model, whose loss is steep,
-    half of it. A 16-bit forward pass needs mu about 1e-2: at 1e-3 the difference of two losses is mostly rounding.
-    """
-    algorithm = config.algorithm
-    start = 0.3 / math.sqrt(dim)
-    if algorithm.name == "fedavg":
-        start = FEDAVG_RATES[algorithm.optimizer]
-    rate = algorithm.rate if algorithm.rate is not None else start
-    mu = algorithm.mu if algorithm.mu is not None else (1e-3 if config.model.dtype == "float32" else 1e-2)
-    return config.model_copy(update={"algorithm": algorithm.model_copy(update={"rate": rate, "mu": mu})})
-
-
-def build_algorithm(config: Config, sizes: Mapping[int, int]) -> Algorithm[Any]:
-    """Returns the algorithm of a resolved configuration."""
-    algorithm, federation = config.algorithm, config.federation
-    if algorithm.rate is None or algorithm.mu is None:
-        raise ConfigError("algorithm.rate and algorithm.mu must be numbers here; resolve the configuration first.")
-    taking_part: dict[str, Any] = {
-        "seed": federation.seed,
-        "cohort": federation.cohort if federation.cohort is not None else federation.clients,
-        "weights": weighting(federation.weighting, sizes),
-    }
-    if algorithm.name == "fedavg":
-        return fedavg(_gradient_settings(config), **taking_part)
-    settings = _walk_settings(config)
-    if algorithm.name == "fedmezo":
-        return fedmezo(settings, **taking_part)
-    pool = Pool(
-        algorithm.pool,
-        pro=algorithm.name == "fedkseed-pro",
-        temperature=algorithm.temperature,
-        importance=algorithm.importance,
-        score_clip=algorithm.score_clip,
-        score_prior=algorithm.score_prior,
-    )
-    return fedkseed(settings, pool, **taking_part)
-
-
-def _walk_settings(config: Config) -> Settings:
-    algorithm, federation = config.algorithm, config.federation
-    forward: Estimator = "forward-half" if algorithm.paper_eq2_scale else "forward"
-    return Settings(
-        rate=float(algorithm.rate or 0),
-        mu=float(algorithm.mu or 0),
-        steps=federation.local_steps,
-        directions=algorithm.directions,
-        clip=algorithm.clip_multiple,
-        decay=algorithm.decay,
-        rounds=federation.rounds,
-        law=algorithm.law,
-        estimator="two-point" if algorithm.estimator == "two-point" else forward,
-        dense=federation.transport == "dense",
-        coding=algorithm.coding,
-        normalise=algorithm.normalise,
-        momentum=algorithm.momentum,
-    )
-
-
-def _gradient_settings(config: Config) -> GradientSettings:
-    algorithm, federation = config.algorithm, config.federation
-    return GradientSettings(
-        rate=float(algorithm.rate or 0),
-        steps=federation.local_steps,
-        optimizer=algorithm.optimizer,
-        momentum=algorithm.momentum,
-        weight_decay=algorithm.weight_decay,
-        decay=algorithm.decay,
-        rounds=federation.rounds,
-    )
-
-
 def build_downlink(config: Config, *, dim: int) -> Downlink:
     """Returns how clients of a run get the model."""
     federation = config.federation
@@ -204,13 +122,26 @@ def build_downlink(config: Config, *, dim: int) -> Downlink:
     return Downlink(dim, pull, federation.sums_coding, federation.bandwidth)
 
 
-def build(config: Config, *, loaded: Loaded | None = None) -> Built:
-    """Returns everything a run of `config` needs; the slow part is loading the model, unless it is given."""
+def build(config: Config, *, loaded: Loaded | None = None, measure: bool = True) -> Built:
+    """Returns everything a run of `config` needs; the slow part is loading the model, unless it is given.
+
+    Where algorithm.mu is left to the program, 48 forward passes at most tell whether the customary one is usable.
+
+    Args:
+      config: what to build.
+      loaded: its base model.
+      measure: whether to take these passes; False for who takes no step.
+    """
     base = loaded if loaded is not None else load_base(config)
     fitted, notes = _fitted(config, base.window)
     data = read_data(fitted, base.tokenizer)
     tuned = build_model(fitted, base, data=data)
-    return Built(tuned.config, base, tuned.bench, data, build_algorithm(tuned.config, data.sizes), notes)
+    if measure and config.algorithm.mu is None and config.algorithm.name != "fedavg":
+        mu, told = chosen_mu(tuned.config, tuned.bench)
+        algorithm = tuned.config.algorithm.model_copy(update={"mu": mu})
+        tuned, notes = replace(tuned, config=tuned.config.model_copy(update={"algorithm": algorithm})), notes + told
+    method = build_algorithm(tuned.config, data.sizes, params=tuned.bench.params)
+    return Built(tuned.config, base, tuned.bench, data, method, notes)
 
 
 def threads_of(config: Config) -> int | None:

@@ -17,6 +17,7 @@ from fedmezo.errors import ConfigError
 from fedmezo.studies.complaints import sentences
 from fedmezo.studies.keys import Section
 from fedmezo.studies.material import Adapter, Data, Model, Split
+from fedmezo.studies.personal import Personal, complaint
 from fedmezo.studies.settings import POOLED, Algorithm, Eval, Federation, Guard, Output, Runtime
 from fedmezo.studies.tomltext import key_lines, value_text
 
@@ -30,6 +31,7 @@ __all__ = [
     "Guard",
     "Model",
     "Output",
+    "Personal",
     "Runtime",
     "Split",
     "keys_called",
@@ -54,6 +56,7 @@ class Config(Section):
     split: Split = Field(default_factory=Split)
     federation: Federation = Field(default_factory=Federation)
     algorithm: Algorithm = Field(default_factory=Algorithm)
+    personal: Personal = Field(default_factory=Personal)
     eval: Eval = Field(default_factory=Eval)
     guard: Guard = Field(default_factory=Guard)
     output: Output = Field(default_factory=Output)
@@ -67,6 +70,12 @@ class Config(Section):
             raise ValueError(
                 f'federation.{asked} needs a pool of seeds: algorithm.name "fedkseed" or "fedkseed-pro", got "{name}".'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _signals_are_there(self) -> "Config":
+        if said := complaint(self.personal, self.algorithm.name):
+            raise ValueError(said)
         return self
 
     @model_validator(mode="after")

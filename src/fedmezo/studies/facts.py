@@ -202,7 +202,7 @@ def _row(done: Round) -> Row:
         forwards=done.forwards,
         tokens=done.tokens,
         digest=done.digest,
-        events=tuple(done.events),
+        events=done.news,
         clients={
             entry.task.client: ClientRow(
                 loss=entry.reply.loss,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -16,6 +17,11 @@ from fedmezo.runtime.records import Entry, Round
 from fedmezo.runtime.wire import encode_reply, encode_task
 from fedmezo.studies.build import Built, build, build_downlink, threads_of
 from fedmezo.studies.config import Config
+from fedmezo.studies.descent import build_lookout, cost_of, step_passes
+from fedmezo.studies.forecast import advise, check_fit, forecast, setting_of
+from fedmezo.studies.measured import Measured
+from fedmezo.studies.window import window_of
+from fedmezo.studies.window_table import window_words
 from fedmezo.zo.params import Params
 from fedmezo.zo.seedsum import DenseDelta
 
@@ -25,17 +31,23 @@ _PROBE_STEPS = 2
 _TWO_POINT_STEPS_TO_SEE = 300
 
 
-def plan(config: Config) -> dict[str, object]:
-    """Returns forwards, tokens, bytes, memory_mb, seconds and advice for a run of `config`.
+def plan(config: Config, *, measured: Measured | None = None) -> dict[str, object]:
+    """Returns forwards, looks, tokens, bytes, memory_mb, seconds and advice for a run of `config`.
 
     Bytes are those of real messages of this run's shape. Seconds come from two timed steps of the first cohort and a
-    timed part of one evaluation.
+    timed part of one evaluation. With measured constants there is "theory" too, and advice about rate and steps.
+
+    Raises:
+      ConfigError: the constants are of another run.
     """
     built = build(config)
+    theory = {} if measured is None else _theory(built, measured)
+    lookout = build_lookout(built.config, built.bench)
+    advice = [*cost_of(lookout, built.config), *_about_mu(built, config), *_advice(built), *theory.pop("advice", [])]
     federation, algorithm = built.config.federation, built.config.algorithm
     tasks = list(built.algorithm.plan(built.algorithm.init(), range(federation.clients)))
     walks = federation.rounds * len(tasks)
-    points = federation.local_steps * _passes(built.config)
+    points = federation.local_steps * step_passes(built.config)
     tokens = round(walks * points * federation.batch_size * _mean_length(built))
     return {
         "clients": federation.clients,
@@ -45,6 +57,7 @@ def plan(config: Config) -> dict[str, object]:
         "rate": algorithm.rate,
         "mu": algorithm.mu,
         "forwards": walks * points,
+        "looks": 0 if lookout is None else lookout.pace.passes(len(lookout.places)),
         "tokens": tokens,
         "bytes": _bytes(built),
         "memory_mb": {**_memory(built), "peak_rss_now": round(peak_rss_mb())},
@@ -52,8 +65,17 @@ def plan(config: Config) -> dict[str, object]:
         "examples": {"train": sum(built.data.sizes.values()), "eval": len(built.data.evaluation["eval"])},
         "dropped": dict(built.data.dropped),
         "split": built.data.split.as_dict(),
-        "advice": _advice(built),
+        "advice": advice,
+        **theory,
     }
+
+
+def _theory(built: Built, measured: Measured) -> dict[str, Any]:
+    check_fit(measured, built.config, dim=built.bench.params.dim)
+    if built.config.algorithm.name == "fedavg":
+        return {"advice": ["The theory is of forward passes; it says nothing about fedavg."]}
+    setting = setting_of(built.config)
+    return {"theory": forecast(measured, setting), "advice": advise(measured, setting)}
 
 
 def _mean_length(built: Built) -> float:
@@ -61,14 +83,6 @@ def _mean_length(built: Built) -> float:
         return sum(len(row.ids) for row in example.rows)
 
     return fmean(length(example) for part in built.data.parts for example in part)
-
-
-def _passes(config: Config) -> int:
-    """Returns the forward passes of one local step; a backward pass counts as two, recomputed activations as one."""
-    algorithm = config.algorithm
-    if algorithm.name == "fedavg":
-        return 4 if algorithm.gradient_checkpointing else 3
-    return 2 * algorithm.directions if algorithm.estimator == "two-point" else algorithm.directions + 1
 
 
 def _bytes(built: Built) -> dict[str, float]:
@@ -135,7 +149,7 @@ def _seconds(built: Built, tasks: list[Task]) -> dict[str, float]:
             _probe(built, tasks, copies, step=step)
             times.append(time.perf_counter() - began)
     one = fmean(times[1:]) / len(tasks)
-    pairs = 1 if tasks[0].method != "walk" else _passes(built.config) / 2
+    pairs = 1 if tasks[0].method != "walk" else step_passes(built.config) / 2
     train = one * share * federation.local_steps * pairs * federation.rounds
     some = built.data.evaluation["eval"][:32]
     began = time.perf_counter()
@@ -177,7 +191,7 @@ def _probe(built: Built, tasks: Sequence[Task], copies: Sequence[Params], *, ste
 def _advice(built: Built) -> list[str]:
     """Returns one sentence per thing worth changing; empty when nothing is."""
     algorithm, federation, dim = built.config.algorithm, built.config.federation, built.bench.params.dim
-    rate, mu = float(algorithm.rate or 0), float(algorithm.mu or 0)
+    rate = float(algorithm.rate or 0)
     safe = 0.3 / math.sqrt(dim)
     advice = list(built.notes)
     if algorithm.name == "fedavg":
@@ -188,16 +202,21 @@ def _advice(built: Built) -> list[str]:
         )
     if rate < safe / 30:
         advice.append(f"rate {rate:g} is far below 0.3/sqrt(d) = {safe:.2g}: progress will hardly show.")
-    if built.config.model.dtype != "float32" and mu < 5e-3:
-        advice.append(f"mu {mu:g} with a {built.config.model.dtype} model measures mostly rounding; use about 1e-2.")
-    if built.config.model.dtype == "float32" and not 1e-5 <= mu <= 1e-2:
-        advice.append(f"mu {mu:g} is outside the usable window 1e-5 to 1e-2 of a float32 model.")
     steps = federation.rounds * federation.local_steps * (federation.cohort or federation.clients)
     if steps < _TWO_POINT_STEPS_TO_SEE:
         advice.append(
             f"{steps} client steps in all are few for forward-only training; some hundred are needed to see progress."
         )
     return advice + _about_data(built)
+
+
+def _about_mu(built: Built, config: Config) -> list[str]:
+    """Returns what was measured of a mu the user chose, where it is not usable; "auto" has told of itself."""
+    mu = config.algorithm.mu
+    if mu is None or config.algorithm.name == "fedavg":
+        return []
+    window = window_of(built.config, built.bench)
+    return [] if window.holds(mu) else [window_words(window, dtype=config.model.dtype, asked=mu)]
 
 
 def _about_data(built: Built) -> list[str]:

@@ -14,13 +14,16 @@ from pathlib import Path
 from fedmezo import __version__
 from fedmezo.channels import plain
 from fedmezo.errors import ConfigError, JournalError
-from fedmezo.runtime.journal import Header, Journal
+from fedmezo.runtime.journal import LOOK, Header, Journal
+from fedmezo.runtime.lookout import Lookout
 from fedmezo.runtime.meter import peak_rss_mb
+from fedmezo.runtime.pace import Look
 from fedmezo.runtime.progress import RoundReport
 from fedmezo.runtime.simulate import START, simulate
 from fedmezo.runtime.walkers import Walkers
 from fedmezo.studies.build import Built, build, build_downlink, load_base, walkers_of
 from fedmezo.studies.config import Config
+from fedmezo.studies.descent import build_lookout, cost_of
 from fedmezo.studies.folder import DATA, JOURNAL, base_of, new_folder, opened, writing
 from fedmezo.studies.judge import judge
 from fedmezo.studies.uses import evaluate, export, rollback, save, verify
@@ -44,6 +47,8 @@ class Summary:
       eval: {"start": metrics, "end": metrics} on the common evaluation set.
       bytes: wire bytes: up_per_client_round, down_per_client_round, up_total, down_total.
       forwards: forward passes of the walks (one per point), evaluation not counted.
+      looks: forward passes on the batches that are judged again and again; not in `forwards`.
+      taken_back: rounds that were walked and taken back after a surge; not in `rounds` or `forwards`.
       tokens: tokens those passes read.
       seconds: wall clock of the walks.
       peak_rss_mb: largest resident set of this process.
@@ -60,6 +65,8 @@ class Summary:
     eval: Mapping[str, Mapping[str, float]]
     bytes: Mapping[str, float]
     forwards: int
+    looks: int
+    taken_back: int
     tokens: int
     seconds: float
     peak_rss_mb: float
@@ -143,10 +150,11 @@ def resume(
 def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None) -> Summary:
     watched = _watchers(built, watch or NullWatch(), folder=folder)
     watched.start(_facts(built, folder, done=journal.last))
-    for note in built.notes:
+    lookout = build_lookout(built.config, built.bench)
+    for note in (*built.notes, *cost_of(lookout, built.config)):
         watched.note(note)
     with walkers_of(built) as walkers:
-        for report in _reports(built, journal, walkers):
+        for report in _reports(built, journal, walkers=walkers, lookout=lookout):
             watched.round(report)
     summary = summarise(built, journal, folder=folder)
     _keep(built, journal, folder=folder, summary=summary, watch=watched)
@@ -154,7 +162,9 @@ def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None)
     return summary
 
 
-def _reports(built: Built, journal: Journal, walkers: Walkers | None) -> Iterator[RoundReport]:
+def _reports(
+    built: Built, journal: Journal, *, walkers: Walkers | None, lookout: Lookout | None
+) -> Iterator[RoundReport]:
     config = built.config
     return simulate(
         built.algorithm,
@@ -168,6 +178,7 @@ def _reports(built: Built, journal: Journal, walkers: Walkers | None) -> Iterato
         downlink=build_downlink(config, dim=built.bench.params.dim),
         budget=config.federation.budget,
         walkers=walkers,
+        lookout=lookout,
     )
 
 
@@ -221,6 +232,8 @@ def _facts(built: Built, folder: Path, *, done: int) -> dict[str, object]:
 def summarise(built: Built, journal: Journal, *, folder: Path) -> Summary:
     """Returns the summary of a run as far as its journal goes."""
     total, seconds = _totals(journal)
+    looks = [detail for _, kind, detail in journal.events() if kind == LOOK]
+    look = Look.from_json(looks[-1]) if looks else None
     walks = max(total["walks"], 1)
     judged = [(number, metrics) for number, split, metrics in journal.evaluations() if split == "eval"]
     return Summary(
@@ -241,6 +254,8 @@ def summarise(built: Built, journal: Journal, *, folder: Path) -> Summary:
             "down_total": total["down"],
         },
         forwards=total["forwards"],
+        looks=look.forwards if look else 0,
+        taken_back=look.undone if look else 0,
         tokens=total["tokens"],
         seconds=seconds,
         peak_rss_mb=peak_rss_mb(),

@@ -79,16 +79,23 @@ class Algorithm(Section):
         default="fedmezo",
     )
     rate: float | None = key(
-        'Learning rate, in parameter units per unit of slope; the paper\'s eta. "auto" is 0.3 / sqrt(d), or 0.05 (sgd) '
-        "and 5e-4 (adamw) for fedavg.",
+        'Learning rate, in parameter units per unit of slope; the paper\'s eta. "auto" starts at 0.3 / sqrt(d) and is '
+        "adapted; for fedavg it is 0.05 (sgd) or 5e-4 (adamw).",
         default=None,
         word="auto",
         also=("lr", "learning_rate"),
         gt=0,
     )
+    adapt: bool | None = key(
+        "Set the rate by line searches on a few fixed batches in the first third of the run; not for fedavg. "
+        '"auto" is true where the rate is "auto".',
+        default=None,
+        word="auto",
+    )
     mu: float | None = key(
         "How far from the current weights the two losses are taken, in parameter units; the paper's mu. "
-        '"auto" is 1e-3 for a float32 model and 1e-2 for 16-bit ones.',
+        '"auto" is 1e-3 for a float32 model and 1e-2 for 16-bit ones, or what a short measurement finds where that is '
+        "not usable.",
         default=None,
         word="auto",
         also=("eps", "epsilon", "zo_eps"),
@@ -112,9 +119,11 @@ class Algorithm(Section):
         default=3.0,
         also=("clip_slope",),
     )
-    decay: Literal["constant", "linear", "cosine"] = key(
-        "How the rate falls over the rounds: constant | linear | cosine.",
-        default="constant",
+    decay: Literal["constant", "linear", "cosine", "wsd"] | None = key(
+        "How the rate falls over the rounds: constant | linear | cosine | wsd (constant for the first half, then "
+        'linear); "auto" is wsd where the rate is adapted, else constant.',
+        default=None,
+        word="auto",
         also=("schedule", "lr_scheduler_type"),
     )
     normalise: bool = key(
@@ -228,7 +237,17 @@ class Guard(Section):
     """What happens when the loss goes up instead of down."""
 
     on_surge: Literal["warn", "halve", "rollback"] = key(
-        "warn | halve (the rate, from then on) | rollback (to the best round, then halve).", default="halve"
+        "warn | halve (the rate, from then on) | rollback (to the best round, then half of the rate).",
+        default="rollback",
+    )
+    batches: int | None = key(
+        "Training batches that are judged again and again, a dozen times in a run: when their loss rises, the run has "
+        'surged; 0 for none. "auto" is 6, or 2 % of the run\'s forward passes if that is more; where the rate is '
+        "adapted it is 32 examples, or 25 % of the forward passes if that is less.",
+        default=None,
+        word="auto",
+        ge=0,
+        le=1024,
     )
 
 

@@ -167,8 +167,8 @@ def _from_folder(folder: Path, config: Config | None) -> Built:
         config = load_config(folder / SETTINGS)
     if not adapter:
         here = config.model.model_copy(update={"name": str(folder), "revision": None})
-        return build(config.model_copy(update={"model": here}))
-    built = build(config)
+        return build(config.model_copy(update={"model": here}), measure=False)
+    built = build(config, measure=False)
     _, tuned = load_adapter(folder, built.loaded.model)
     built.bench.adapter.check(tuned)
     built.bench.params.copy_(tuned)

@@ -2,8 +2,9 @@
 
 import hashlib
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from fedmezo.errors import ModelError, RunError
 from fedmezo.zo.noise import NOISE_VERSION, tensor_id
 
-__all__ = ["Params", "kept"]
+__all__ = ["Params", "Saved", "kept"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -103,6 +104,41 @@ class Params:
                 tensor.copy_(other[name])
 
 
+class Saved:
+    """The bits of some parameters in a temporary file, which goes when this does, or is closed.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
+
+    def __init__(self, params: Params) -> None:
+        try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+            self.close = weakref.finalize(self, self._file.close)
+            for _, tensor in params:
+                self._file.write(_bytes(tensor.detach().cpu()))
+            self._file.flush()
+        except OSError as error:
+            raise RunError(
+                f"Cannot keep the weights in a temporary file ({error.strerror}): {params.nbytes // 10**6} MB of room "
+                "are needed in the folder for temporary files; set TMPDIR to a larger one."
+            ) from error
+
+    def restore_(self, params: Params) -> None:
+        """Gives `params`, of the same layout, the bits that were saved.
+
+        Raises:
+          RunError: the file was cut short.
+        """
+        self._file.seek(0)
+        for _, tensor in params:
+            # A CPU tensor's own memory is read into, without a copy.
+            host = tensor.detach().cpu()
+            if self._file.readinto(_bytes(host)) != host.nbytes:
+                raise RunError("The temporary file that keeps the weights was cut short; start the run again.")
+            tensor.detach().copy_(host)
+
+
 @contextmanager
 def kept(params: Params) -> Iterator[None]:
     """Lends a scope after which `params` has the bits it had before, kept in a temporary file meanwhile.
@@ -110,27 +146,12 @@ def kept(params: Params) -> Iterator[None]:
     Raises:
       RunError: the file cannot be written, or was cut short.
     """
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(tempfile.TemporaryFile())
-            for _, tensor in params:
-                file.write(_bytes(tensor.detach().cpu()))
-            file.flush()
-        except OSError as error:
-            raise RunError(
-                f"Cannot keep the weights in a temporary file ({error.strerror}): {params.nbytes // 10**6} MB of room "
-                "are needed in the folder for temporary files; set TMPDIR to a larger one."
-            ) from error
-        try:
-            yield
-        finally:
-            file.seek(0)
-            for _, tensor in params:
-                # A CPU tensor's own memory is read into, without a copy.
-                host = tensor.detach().cpu()
-                if file.readinto(_bytes(host)) != host.nbytes:
-                    raise RunError("The temporary file that keeps the weights was cut short; start the run again.")
-                tensor.detach().copy_(host)
+    saved = Saved(params)
+    try:
+        yield
+    finally:
+        saved.restore_(params)
+        saved.close()
 
 
 def _bytes(tensor: Tensor) -> memoryview:
