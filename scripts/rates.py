@@ -1,9 +1,10 @@
 """How near `rate = "auto"` comes to the best rate of a grid, task by task, over three seeds.
 
-Run: FEDMEZO_DATA=... python scripts/rates.py --out runs/rates [--task NAME,...] [--arm grid|auto] [--seed N,...] [--only PLACE,...]
+Run: FEDMEZO_DATA=... python scripts/rates.py --out runs/rates [--task NAME,...] [--arm grid,auto,high] [--seed N,...] [--only PLACE,...]
 
 The grid has seven rates over two decades, with 0.3 / sqrt(d) in the middle. Everything else is the same, and as the
-library sets it when it is not told. Every run leaves one line in OUT/rates.jsonl; a second call does what is missing.
+library sets it when it is not told. The arm "high" takes 10 and 30 times the grid's best rate, to see the guard end it
+below its start. Every run leaves one line in OUT/rates.jsonl; a second call does what is missing.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from fedmezo.studies.run import run
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = tuple(10 ** (power / 3) for power in range(-3, 4))
 SEEDS = (0, 1, 2)
+BEST = {"sst2": 4.42e-3, "gsm8k": 2.05e-3, "tiny": 2.51e-3, "tiny-full": 6.98e-5}  # of the grid, by the mean over seeds
 QUIET = ["output.report=false", "output.export=false", "output.tensorboard=false", "runtime.threads=1"]
 SHORT = ["federation.rounds=12", "federation.local_steps=10", "algorithm.decay=auto", "eval.every=12"]
 DATA = "data.path=${FEDMEZO_DATA}"
@@ -52,7 +54,7 @@ def keys(task: str, *, seed: int, rate: float | None) -> list[str]:
     return [*TASKS[task][1], *QUIET, *names]
 
 
-def row(task: str, *, seed: int, rate: float | None) -> dict[str, object]:
+def row(task: str, *, seed: int, rate: float | None, arm: str) -> dict[str, object]:
     """Runs one and returns its line."""
     source = TASKS[task][0]
     config = load_config(ROOT / f"configs/{source}.toml" if source else None, keys(task, seed=seed, rate=rate))
@@ -62,7 +64,7 @@ def row(task: str, *, seed: int, rate: float | None) -> dict[str, object]:
     start, end = (summary.eval[when]["loss"] for when in ("start", "end"))
     return {
         "task": task,
-        "arm": "auto" if rate is None else "grid",
+        "arm": arm,
         "seed": seed,
         "rate": summary.rate,
         "mu": summary.mu,
@@ -70,6 +72,8 @@ def row(task: str, *, seed: int, rate: float | None) -> dict[str, object]:
         "start": start,
         "end": end if math.isfinite(end) else None,
         "forwards": summary.forwards,
+        "looks": summary.looks,
+        "taken_back": summary.taken_back,
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -87,16 +91,17 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     kept = given.out / "rates.jsonl"
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    done = {(one["task"], one["seed"], one["asked"]) for one in lines}
+    done = {(one["task"], one["seed"], one["asked"], one["arm"]) for one in lines}
     for seed in map(int, given.seed.split(",")):
         for task in given.task.split(","):
             steps = [step for place, step in enumerate(STEPS) if place in places]
             grid = [float(f"{step * 0.3 / math.sqrt(TASKS[task][2]):.3g}") for step in steps]
-            rates = [*(grid if "grid" in given.arm else []), *([None] if "auto" in given.arm else [])]
-            for rate in rates:
-                if (task, seed, rate) not in done:
-                    with kept.open("a") as file:
-                        file.write(json.dumps({**row(task, seed=seed, rate=rate), "asked": rate}) + "\n")
+            high = [float(f"{times * BEST[task]:.3g}") for times in (10, 30)] if task in BEST else []
+            for arm, rates in {"grid": grid, "auto": [None], "high": high}.items():
+                for rate in rates if arm in given.arm else ():
+                    if (task, seed, rate, arm) not in done:
+                        with kept.open("a") as file:
+                            file.write(json.dumps({**row(task, seed=seed, rate=rate, arm=arm), "asked": rate}) + "\n")
 
 
 if __name__ == "__main__":

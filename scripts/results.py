@@ -6,8 +6,10 @@ python scripts/results.py --check  # exit 1 if they differ
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
+from statistics import fmean
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -224,20 +226,75 @@ def _held_out() -> list[str]:
     return rows
 
 
+def _rates(arm: str) -> list[dict]:
+    lines = [json.loads(line) for line in (RESULTS / "rates.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["arm"] == arm]
+
+
+def _mean_fall(lines: list[dict]) -> float:
+    return fmean(line["start"] - (math.inf if line["end"] is None else line["end"]) for line in lines)
+
+
+def rates() -> str:
+    """Returns the table of rate = "auto" against a grid."""
+    rows = [
+        "| task | best constant rate, of the grid | fall with it | fall with auto, by seed | share of the best | forward passes "
+        "spent on looks |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in dict.fromkeys(line["task"] for line in _rates("auto")):
+        tried: dict[float, list[dict]] = {}
+        for line in _rates("grid"):
+            if line["task"] == task:
+                tried.setdefault(line["asked"], []).append(line)
+        auto = [line for line in _rates("auto") if line["task"] == task]
+        # Rates that were left out for the later seeds were the worst or the slowest of the first one.
+        falls = {rate: _mean_fall(lines) for rate, lines in tried.items() if len(lines) == len(auto)}
+        best = max(falls, key=lambda rate: falls[rate])
+        single = ", ".join(f"{line['start'] - line['end']:.3f}" for line in auto)
+        share, looks = _mean_fall(auto) / falls[best], fmean((line["looks"] or 0) / line["forwards"] for line in auto)
+        rows.append(f"| {task} | {best:g} | {falls[best]:.3f} | {single} | {share:.0%} | {looks:.0%} |")
+    return "\n".join(rows)
+
+
+def high() -> str:
+    """Returns the table of rates that are far too high."""
+    rows = ["| task | rate | start, by seed | end, by seed | rounds taken back |", "|---|---|---|---|---|"]
+    lines = _rates("high")
+    for task, rate in dict.fromkeys((line["task"], line["asked"]) for line in lines):
+        same = [line for line in lines if (line["task"], line["asked"]) == (task, rate)]
+        starts, ends = (", ".join(f"{line[when]:.2f}" for line in same) for when in ("start", "end"))
+        rows.append(
+            f"| {task} | {rate:g} | {starts} | {ends} | {', '.join(str(line['taken_back']) for line in same)} |"
+        )
+    return "\n".join(rows)
+
+
 def main() -> None:
-    """Rewrites or checks the README."""
+    """Rewrites or checks the README and docs/rate.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    path = ROOT / "README.md"
-    old = new = path.read_text()
-    for name, table in (("demo", demo()), ("compare", compared()), ("measured", measured()), ("speed", speed())):
-        new = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", new, flags=re.DOTALL
-        )
-    if check and new != old:
-        raise SystemExit("README.md differs from docs/results; run python scripts/results.py.")
-    path.write_text(new)
+    tables = {
+        "demo": demo(),
+        "compare": compared(),
+        "measured": measured(),
+        "speed": speed(),
+        "rates": rates(),
+        "high": high(),
+    }
+    for path in (ROOT / "README.md", ROOT / "docs/rate.md"):
+        old = new = path.read_text()
+        for name, table in tables.items():
+            new = re.sub(
+                rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+                lambda m, t=table: f"{m[1]}{t}\n{m[2]}",
+                new,
+                flags=re.DOTALL,
+            )
+        if check and new != old:
+            raise SystemExit(f"{path.name} differs from docs/results; run python scripts/results.py.")
+        path.write_text(new)
 
 
 if __name__ == "__main__":

@@ -113,13 +113,14 @@ def _error(some: Sequence[float], others: Sequence[float]) -> float:
 
 
 def rose(losses: Sequence[float], lowest: Sequence[float]) -> bool:
-    """Whether paired losses rose: by 2 % and 4 (1 + 3/n) standard errors of their mean difference, or beyond all bounds.
+    """Whether paired losses rose, or are not finite.
 
-    A dozen looks are compared with the lowest one, and n = 6 batches give a rough error: chance often meets two of them.
+    A rise is 2 % of the level and 4 (1 + 3/n) standard errors of the mean gap, or 10 % and half as many errors: a dozen
+    looks are compared with the lowest one, and n = 6 batches give a rough error, so chance often meets two.
     """
-    few = 4 * (1 + 3 / len(losses))
-    rise = mean(losses) - mean(lowest)
-    return not (math.isfinite(rise) and rise <= max(few * _error(losses, lowest), 0.02 * abs(mean(lowest))))
+    rise, level, error = mean(losses) - mean(lowest), abs(mean(lowest)), _error(losses, lowest)
+    few = 4 * (1 + 3 / len(losses)) * error
+    return not (math.isfinite(rise) and rise <= max(few, 0.02 * level) and rise <= max(few / 2, 0.1 * level))
 
 
 def line(
@@ -144,9 +145,10 @@ def line(
 
 
 def lowest_on(points: Mapping[float, float]) -> float:
-    """Returns where the parabola through the lowest point and its neighbours is lowest; points not finite do not count.
+    """Returns where the parabola through the lowest point and its neighbours is lowest; only finite points count.
 
-    Never beyond the farthest point; there, too, when the points fall without bending up. The lowest of fewer than three.
+    Never beyond the farthest point; there, too, when the points fall without bending up. Of fewer than three points it
+    is the lowest.
     """
     places = sorted(at for at, loss in points.items() if math.isfinite(loss))
     if len(places) < 3:
