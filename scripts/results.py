@@ -249,7 +249,8 @@ def rates() -> str:
                 tried.setdefault(line["asked"], []).append(line)
         auto = [line for line in _rates("auto") if line["task"] == task]
         # Rates that were left out for the later seeds were the worst or the slowest of the first one.
-        falls = {rate: _mean_fall(lines) for rate, lines in tried.items() if len(lines) == len(auto)}
+        whole = max(map(len, tried.values()))
+        falls = {rate: _mean_fall(lines) for rate, lines in tried.items() if len(lines) == whole}
         best = max(falls, key=lambda rate: falls[rate])
         single = ", ".join(f"{line['start'] - line['end']:.3f}" for line in auto)
         share, looks = _mean_fall(auto) / falls[best], fmean((line["looks"] or 0) / line["forwards"] for line in auto)
