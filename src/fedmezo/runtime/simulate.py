@@ -36,7 +36,7 @@ __all__ = ["MeteredBench", "RoundReport", "Simulation", "simulate"]
 S = TypeVar("S")
 Evaluate = Callable[[], Mapping[str, Mapping[str, float]]]
 _SLOWEST = 2.0**-24
-_BACK = 0.5  # the factor on the rate after a rollback
+_BACK, _AGAIN = 0.5, 0.25  # the factor on the rate after a rollback, and after a further one
 _SURGE = "surge"
 START = -1  # the round number under which the untrained model's evaluation is kept
 
@@ -287,13 +287,15 @@ class Simulation(Generic[S]):
             yield from self._answer()
 
     def _roll_back_(self) -> None:
-        """Goes back to the best round, to half of the rate; a kill on the way only means that it surges again."""
+        """Goes back to the best round, to half the rate or less; a kill on the way only means that it surges again."""
         slowed, look, done = self.journal.slowed(), self.look, self.journal.last
-        if _BACK * slowed < _SLOWEST:
+        best = self.guard.best if look is None else look.best
+        factor = (_AGAIN if look is not None and look.undone else _BACK) * slowed
+        if factor < _SLOWEST:
             raise RunError(f"The loss keeps surging even at {slowed:.1g} of the rate; choose a much lower rate.")
-        self.journal.rollback(self.guard.best if look is None else look.best, "loss surge")
+        self.journal.rollback(best, "loss surge")
         # The rollback may have taken earlier "slow" events with it; their factor stays in force.
-        self.journal.add_event(self.journal.last, SLOW, repr(_BACK * slowed / self.journal.slowed()))
+        self.journal.add_event(self.journal.last, SLOW, repr(factor / self.journal.slowed()))
         if look is not None:
             self.journal.add_event(self.journal.last, LOOK, look.back(done).to_json())
         if self._start is not None:

@@ -24,8 +24,9 @@ __all__ = ["build_algorithm", "build_lookout", "cost_of", "resolve", "step_passe
 
 # Starts, not recommendations: tuned sgd took 0.1 to 0.3 on SmolLM2 (docs/results); adamw has not been tuned here.
 FEDAVG_RATES = {"sgd": 0.05, "adamw": 5e-4}
-# The judged batches: examples that set a rate well enough; shares of a run's forward passes, cheap and dearest; limits.
-_EXAMPLES, _SHARE, _DEAREST = 32, 0.02, 0.25
+# The judged batches: examples that are enough; shares of a run's forward passes: cheap, dear, and dear where they set the
+# rate too; limits.
+_EXAMPLES, _SHARE, _DEAR, _DEAREST = 32, 0.02, 0.15, 0.25
 _FEWEST, _MOST = 6, 64
 
 
@@ -134,8 +135,8 @@ def build_lookout(config: Config, bench: MeteredBench) -> Lookout | None:
     count, pace = config.guard.batches, Pace(federation.rounds, adapt=bool(algorithm.adapt))
     if count is None:
         share = walk_passes(config) / pace.passes(1)
-        enough = math.ceil(_EXAMPLES / federation.batch_size) if pace.adapt else _FEWEST
-        count = max(_FEWEST, min(max(enough, round(_SHARE * share)), _MOST, round(_DEAREST * share)))
+        enough = max(math.ceil(_EXAMPLES / federation.batch_size), round(_SHARE * share))
+        count = max(_FEWEST, min(enough, _MOST, round((_DEAREST if pace.adapt else _DEAR) * share)))
     if count == 0 or algorithm.name == "fedavg":
         return None
     return Lookout(pace, bench, places_of(federation.clients, count), algorithm.law)

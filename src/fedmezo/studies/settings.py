@@ -242,8 +242,8 @@ class Guard(Section):
     )
     batches: int | None = key(
         "Training batches that are judged again and again, a dozen times in a run: when their loss rises, the run has "
-        'surged; 0 for none. "auto" is 6, or 2 % of the run\'s forward passes if that is more; where the rate is '
-        "adapted it is 32 examples, or 25 % of the forward passes if that is less.",
+        'surged; 0 for none. "auto" is 32 examples, or 2 % of the run\'s forward passes if that is more; 15 % at '
+        "most, or 25 % where the rate is adapted, but 6 batches at least.",
         default=None,
         word="auto",
         ge=0,
