@@ -24,8 +24,8 @@ __all__ = ["build_algorithm", "build_lookout", "cost_of", "resolve", "step_passe
 
 # Starts, not recommendations: tuned sgd took 0.1 to 0.3 on SmolLM2 (docs/results); adamw has not been tuned here.
 FEDAVG_RATES = {"sgd": 0.05, "adamw": 5e-4}
-# The judged batches: examples that are enough; shares of a run's forward passes: cheap, dear, and dear where they set the
-# rate too; limits.
+# The judged batches: examples that are enough; shares of a run's forward passes: cheap, dear, and dear where they set
+# the rate too; limits.
 _EXAMPLES, _SHARE, _DEAR, _DEAREST = 32, 0.02, 0.15, 0.25
 _FEWEST, _MOST = 6, 64
 
