@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from importlib.util import find_spec
 from statistics import fmean, stdev
 
 import numpy as np
@@ -29,6 +30,8 @@ with warnings.catch_warnings():
 
 # PEFT's own warnings, when the plain twin is built with it.
 pytestmark = [pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")]
+
+backprop = pytest.mark.skipif(find_spec("curvlinops") is None, reason="needs the extra analyze")
 
 
 def late(example):
@@ -93,6 +96,7 @@ def test_the_plain_loss_is_taken_at_the_parameters_given():
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("name", ["llama", "neox"])
+@backprop
 def test_a_second_difference_is_the_hessian_s_quadratic_form(name, kind):
     loaded, bench = bench_of(name, kind)
     apply = product(plain_loss(loaded, bench.adapter, params=bench.params, batches=BATCHES), matrix="hessian")
@@ -103,6 +107,7 @@ def test_a_second_difference_is_the_hessian_s_quadratic_form(name, kind):
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
+@backprop
 def test_a_second_difference_in_one_layer_is_that_block_s(kind):
     loaded, bench = bench_of("llama", kind)
     names = [name for name in bench.params.names if layer_of(name) == "model.layers.1"]
@@ -116,6 +121,7 @@ def test_a_second_difference_in_one_layer_is_that_block_s(kind):
     assert bench.params.digest() == before
 
 
+@backprop
 def test_the_gauss_newton_matrix_has_no_negative_eigenvalue_and_the_hessian_has():
     loaded, bench = bench_of("llama", "lora", rank=1)
     plain = plain_loss(loaded, bench.adapter, params=bench.params, batches=BATCHES)
@@ -157,6 +163,7 @@ def by(rows, **wanted):
     return [row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())]
 
 
+@backprop
 def test_rows_are_the_whole_and_its_layers_by_every_method(rows):
     parts = ["all", *(f"model.layers.{n}" for n in range(4))]
     assert [(row.method, row.part) for row in rows] == [
@@ -166,6 +173,7 @@ def test_rows_are_the_whole_and_its_layers_by_every_method(rows):
     assert {(row.batches, row.after, row.spread) for row in rows} == {(3, 0, 0.02)}
 
 
+@backprop
 def test_layers_sum_to_the_whole(rows):
     for method in ("hessian", "ggn"):
         whole, *layers = by(rows, method=method)
@@ -173,12 +181,14 @@ def test_layers_sum_to_the_whole(rows):
         assert sum(row.dim for row in layers) == whole.dim
 
 
+@backprop
 def test_the_ends_of_a_layer_lie_inside_those_of_the_whole(rows):
     whole, *layers = by(rows, method="hessian")
     slack = whole.intervals["lambda_max"][1] - whole.lambda_max + 1e-3 * whole.norm
     assert all(row.lambda_max <= whole.lambda_max + slack for row in layers)
 
 
+@backprop
 def test_forward_passes_and_backpropagation_agree_on_the_trace(rows):
     (forward,), (back,) = by(rows, method="forward", part="all"), by(rows, method="hessian", part="all")
     spans = [row.intervals["trace"] for row in (forward, back)]
@@ -187,6 +197,7 @@ def test_forward_passes_and_backpropagation_agree_on_the_trace(rows):
     assert forward.loss == back.loss
 
 
+@backprop
 def test_the_hessian_at_the_start_of_lora_is_zero_in_a_and_indefinite(data):
     row = by(rank_rows(small(data), Asked("backprop", 6, 10)), method="hessian")[0]
     assert row.lambda_min < 0 < row.lambda_max
@@ -208,6 +219,7 @@ def test_quantised_and_rademacher_configurations_are_measured_plain(data):
     assert rank_rows(other, Asked("forward", 4, batches=1))[0].trace == plain[0].trace
 
 
+@backprop
 def test_words_judge_the_paper_s_claims_and_warn(rows):
     row = by(rows, method="ggn", part="all")[0]
     span = {"rank": (3.0, 7.0)}
@@ -246,6 +258,7 @@ def _words(data, *more):
     return ["analyze", "rank", str(config), "-q", "--directions", "6", "--batches", "2", *more]
 
 
+@backprop
 def test_command_prints_rows_or_a_table(data, capfd):
     assert main([*_words(data), "--json"]) == 0
     (row,) = json.loads(capfd.readouterr().out)["rows"]
@@ -268,6 +281,7 @@ def test_default_radius_is_smaller_for_a_whole_model():
     assert default_mu("full") < default_mu("lora")
 
 
+@backprop
 def test_samples_have_the_variance_that_the_theory_uses():
     loaded, bench = bench_of("llama", "lora", rank=1)
     samples = curvature_samples(bench, params=bench.params, seeds=range(150), batches=KEYS[:1], mu=1e-2)
@@ -277,6 +291,7 @@ def test_samples_have_the_variance_that_the_theory_uses():
     assert abs(fmean(samples) - np.trace(dense)) < 3 * stdev(samples) / math.sqrt(150)
 
 
+@backprop
 def test_the_hessian_of_a_fresh_lora_adapter_is_its_gradient_once_per_rank():
     """What docs/rank.md says of the start: no A block, each singular value of the A-B block as often as the rank."""
     loaded, bench = bench_of("llama", "lora", spread=0.0, rank=2)

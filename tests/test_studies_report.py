@@ -80,7 +80,7 @@ def a_round(at, *, cohort, draw, broken=False, steps=5, limit=math.inf):
         tokens=200 * steps * len(cohort),
         digest=f"{at:064x}",
         evaluations={},
-        events=(
+        news=(
             ("skipped", f"{steps} directions skipped: a loss was not finite"),
             ("surge", f"training loss surged {EVIL}"),
         )
@@ -427,7 +427,8 @@ def test_report_reads_a_journal_from_its_file(tmp_path):
         journal.record_evaluation(*start)
         for done in fake.rounds():
             entries = tuple(Entry(**vars(entry)) for entry in done.entries)
-            journal.append(Round(**{**vars(done), "entries": entries, "evaluations": judged.get(done.round, {})}))
+            told = {name: value for name, value in vars(done).items() if name != "news"} | {"events": done.news}
+            journal.append(Round(**{**told, "entries": entries, "evaluations": judged.get(done.round, {})}))
         while_open = Page(write_report(tmp_path / "journal.sqlite", out=tmp_path / "file.html", summary=SUMMARY))
     from_fake = Page(write_report(fake, out=tmp_path / "fake.html", summary=SUMMARY))
     assert while_open.figures == from_fake.figures and "slopes" in from_fake.figures

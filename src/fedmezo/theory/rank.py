@@ -99,6 +99,8 @@ def from_curvatures(samples: Sequence[float], *, seed: int = 0, resamples: int =
 
     Raises:
       ConfigError: fewer than 3 samples.
+
+    Source: the effective rank of Assumption 1; Hutchinson's estimator of a trace.
     """
     values = _samples(samples, "curvatures")
     if not np.isfinite(values).all():
@@ -140,6 +142,8 @@ def from_spectrum(
 
     Raises:
       ConfigError: fewer than 3 samples, or another number of squares.
+
+    Source: the effective rank of Assumption 1; Hutchinson's estimator of a trace.
     """
     values = _samples(samples, "spectrum")
     squared = np.asarray(squares if squares is not None else np.zeros(len(values)), dtype=np.float64)

@@ -96,7 +96,7 @@ def arm_notes(arms: Mapping[str, Config], terms: Terms) -> list[str]:
 
 
 def _changed(arms: Mapping[str, Config], terms: Terms) -> Iterator[str]:
-    decays = [label for label, config in arms.items() if config.algorithm.decay != "constant"]
+    decays = [label for label, config in arms.items() if config.algorithm.decay not in (None, "constant")]
     if decays and any("rounds" not in budget for budget in (terms.budget, terms.tune_budget or terms.budget)):
         yield (
             f"algorithm.decay is constant here instead of what {', '.join(decays)} asked for: a decay goes by the "
