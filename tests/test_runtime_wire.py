@@ -1,4 +1,4 @@
-"""The wire format: pinned bytes, exact sizes, round trips, and nothing but WireError for anything else."""
+"""The wire format: pinned bytes, exact sizes, round trips, old messages, nothing but WireError for anything else."""
 
 import math
 import struct
@@ -6,6 +6,7 @@ import time
 import tracemalloc
 import zlib
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from fedmezo.errors import RunError, WireError
 from fedmezo.fl.algorithm import Reply, Task
-from fedmezo.runtime.wire import News, Sums, decode_reply, decode_task, encode_reply, encode_task
+from fedmezo.runtime.records import entries_of
+from fedmezo.runtime.wire import News, Sums, Values, decode_reply, decode_task, encode_reply, encode_task
 from fedmezo.zo.coding import CODINGS, SUMS_CODINGS, coded
 from fedmezo.zo.seedsum import DenseDelta
 
@@ -35,11 +37,66 @@ POOLED = Task(
     odds=(1, 258, 65535), importance=True, coding="sign", normalise=True, momentum=0.5,
 )  # fmt: skip
 POOLED_NEWS = (News((POOLED, replace(POOLED, client=5)), ((1.0, -1.0), (0.0, math.nan, 1.0)), (0.25, 0.75)),)
+SIGNED_NEWS = (replace(POOLED_NEWS[0], slopes=((1.0, -1.0), (0.0, -1.0, 1.0))),)
 SIGNS = replace(REPLY, coding="sign", slopes=(1.0, -1.0, math.nan, 0.0, 1.0, 1.0, -1.0, -1.0, 1.0))
 SUMS = Sums(7, 3, "float16", (1.5, 0.0, -0.25))
+VALUES = Values(
+    {
+        "a": torch.tensor([1.0, -0.0, math.nan]),
+        "b": torch.tensor([[1.5], [-2.0]], dtype=torch.bfloat16),
+        "c": torch.tensor(0.25, dtype=torch.float16),
+    }
+)
+# As version 2 wrote them.
+OLD = {
+    "news": (
+        "464d5a4f020103000000fffffffffffffffffca9f1d24d62503f00000000000008400000000000000000000000000000"
+        "0000020000000100000000000000000000000002000000f168e388b5f8e43e0000000000002940000100000003000000"
+        "fffffffffffffffffca9f1d24d62503f0000000000000840000000000000000000000000000000000200000001000000"
+        "0000000000000000000200000002000000f168e388b5f8e43e0000000000002940abaaaa3e020000000000803f000000"
+        "4005000000f168e388b5f8f43e0000000000002940abaa2a3f020000000000c07f000040407a359da5"
+    ),
+    "pooled_news": (
+        "464d5a4f0201030000000700000000000000fca9f1d24d62503f0000000000000440000000000000e03f000000000000"
+        "0000020000000400000003000000010104000f01000201ffff02000000f168e388b5f8e43e0000000000002940000100"
+        "0000030000000700000000000000fca9f1d24d62503f0000000000000440000000000000e03f00000000000000000200"
+        "00000400000003000000010104000f01000201ffff0200000002000000f168e388b5f8e43e0000000000002940000080"
+        "3e02000000010000000005000000f168e388b5f8e43e00000000000029400000403f0300000004020000000000000003"
+        "000000fdf651ec"
+    ),
+    "sums": (
+        "464d5a4f0201030000000700000000000000fca9f1d24d62503f0000000000000440000000000000e03f000000000000"
+        "0000020000000400000003000000010104000f01000201ffff02000000f168e388b5f8e43e0000000000002940010101"
+        "000105003a00b07989455a"
+    ),
+    "tensors": (
+        "464d5a4f020103000000fffffffffffffffffca9f1d24d62503f00000000000008400000000000000000000000000000"
+        "0000020000000100000000000000000000000002000000f168e388b5f8e43e0000000000002940020200000001006102"
+        "02000000000000000300000000000000000000000000803f0000004000004040000080400000a0400100620000000080"
+        "f45d4075"
+    ),
+    "reply": "464d5a4f0202030000000200000008000000000000000000f43f00020000000000c03f0000c07f00f2969a39",
+    "signs": ("464d5a4f0202030000000200000008000000000000000000f43f0409000000310102000000050000000600000000fd67b651"),
+    "dense": (
+        "464d5a4f0202030000000200000008000000000000000000f43f00020000000000c03f0000c07f010200000001006102"
+        "02000000000000000300000000000000000000000000803f0000004000004040000080400000a0400100620000000080"
+        "9abed80d"
+    ),
+}
+OLD_MESSAGES = [
+    (bytes.fromhex(OLD["news"]), decode_task, (TASK, NEWS)),
+    (bytes.fromhex(OLD["pooled_news"]), decode_task, (POOLED, POOLED_NEWS)),
+    (bytes.fromhex(OLD["sums"]), decode_task, (POOLED, SUMS)),
+    (bytes.fromhex(OLD["tensors"]), decode_task, (TASK, TENSORS)),
+    (bytes.fromhex(OLD["reply"]), decode_reply, REPLY),
+    (bytes.fromhex(OLD["signs"]), decode_reply, SIGNS),
+    (bytes.fromhex(OLD["dense"]), decode_reply, DENSE),
+]
 MESSAGES = [
     (encode_task(TASK, NEWS), decode_task),
+    (encode_task(TASK, POOLED_NEWS), decode_task),
     (encode_task(POOLED, POOLED_NEWS), decode_task),
+    (encode_task(TASK, VALUES), decode_task),
     (encode_task(POOLED, SUMS), decode_task),
     (encode_task(POOLED, Sums(7, 3, "float32", (0.0, 0.0, 1.5))), decode_task),
     (encode_task(TASK, TENSORS), decode_task),
@@ -47,6 +104,7 @@ MESSAGES = [
     (encode_reply(SIGNS), decode_reply),
     (encode_reply(replace(REPLY, coding="float8")), decode_reply),
     (encode_reply(DENSE), decode_reply),
+    *((data, decode) for data, decode, _ in OLD_MESSAGES),
 ]
 
 
@@ -79,18 +137,37 @@ def tasks(draw, methods=("walk", "sgd", "adamw")):
     )
 
 
-def slopes_in(coding, size):
-    return st.lists(FLOAT32.map(lambda slope: coded(slope, coding)), max_size=size).map(tuple)
+def slopes_in(coding, least, most):
+    return st.lists(FLOAT32.map(lambda slope: coded(slope, coding)), min_size=least, max_size=most).map(tuple)
 
 
 @st.composite
-def news(draw):
-    shared, count = draw(tasks(methods=("walk",))), draw(st.integers(1, 4))
-    walked = tuple(
-        replace(shared, client=draw(U32), rate=draw(POSITIVE), clip=draw(st.floats(0))) for _ in range(count)
-    )
-    slopes = tuple(draw(slopes_in(shared.coding, shared.steps * shared.directions % 20)) for _ in walked)
-    return News(walked, slopes, tuple(draw(st.floats(0, 1)) for _ in walked))
+def news(draw, shared=tasks(methods=("walk",))):  # noqa: B008
+    shared, count = draw(shared), draw(st.integers(1, 4))
+
+    def column(value):
+        return [draw(value)] * count if draw(st.booleans()) else [draw(value) for _ in range(count)]
+
+    clients = [draw(U32 | st.integers(0, 500)) for _ in range(count)]
+    clients = sorted(clients) if draw(st.booleans()) else clients
+    numbers = zip(clients, column(POSITIVE), column(st.floats(0)), strict=True)
+    walked = tuple(replace(shared, client=client, rate=rate, clip=clip) for client, rate, clip in numbers)
+    most = min(shared.steps * shared.directions, 20)
+    slopes = tuple(draw(slopes_in(shared.coding, size, most)) for size in column(st.integers(0, most)))
+    return News(walked, slopes, tuple(column(st.floats(0, 1))))
+
+
+@st.composite
+def told(draw):
+    """A task and news for it, most of which are of its run and differ from it in round and odds only."""
+    task = draw(tasks(methods=("walk", "walk", "sgd")))
+    odds = st.just(()) | st.tuples(*[st.integers(1, 65535)] * task.pool)
+    ours = st.builds(lambda number, drawn: replace(task, round=number, odds=drawn), U32, odds)
+    items = [
+        draw(news(ours) if task.method == "walk" and draw(st.integers(0, 3)) else news())
+        for _ in range(draw(st.integers(0, 3)))
+    ]
+    return task, tuple(items)
 
 
 @st.composite
@@ -110,10 +187,16 @@ def deltas(draw):
 
 
 @st.composite
+def values(draw):
+    kinds = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+    return Values({name: tensor.to(draw(kinds)) for name, tensor in draw(deltas()).tensors.items()})
+
+
+@st.composite
 def replies(draw):
     coding = draw(st.sampled_from(CODINGS))
     numbers = (draw(U32), draw(U32), draw(U32), draw(st.floats()))
-    return Reply(*numbers, draw(slopes_in(coding, 20)), delta=draw(st.none() | deltas()), coding=coding)
+    return Reply(*numbers, draw(slopes_in(coding, 0, 20)), delta=draw(st.none() | deltas()), coding=coding)
 
 
 def normal(count, coding="float32"):
@@ -123,17 +206,35 @@ def normal(count, coding="float32"):
 
 
 def plain(message):
-    """A message as text, nan equal to nan and -0.0 apart from 0.0; its tensors as bytes."""
+    """A message as text, nan equal to nan and -0.0 apart from 0.0; its tensors as types and bytes."""
     if isinstance(message, Reply):
         return repr((replace(message, delta=None), message.delta and plain(message.delta)))
-    if isinstance(message, DenseDelta):
-        return repr({name: (tuple(t.shape), t.numpy().tobytes()) for name, t in sorted(message.tensors.items())})
-    return repr((message[0], plain(message[1]))) if isinstance(message[-1], DenseDelta) else repr(message)
+    if isinstance(message, DenseDelta | Values):
+        named = sorted(message.tensors.items())
+        return repr((type(message), [(name, t.dtype, tuple(t.shape), bits(t)) for name, t in named]))
+    if isinstance(message[-1], DenseDelta | Values):
+        return repr((message[0], plain(message[1])))
+    return repr(message)
 
 
-def sealed(kind, body):
-    data = b"FMZO" + bytes([2, kind]) + body
+def bits(tensor):
+    return tensor.view(torch.int32 if tensor.itemsize == 4 else torch.int16).numpy().tobytes()
+
+
+def sealed(kind, body, version=3):
+    data = b"FMZO" + bytes([version, kind]) + body
     return data + struct.pack("<I", zlib.crc32(data))
+
+
+def as_before(task, told):
+    """A task and its news as version 2 wrote them."""
+    body = encode_task(task)[6:-8] + struct.pack("<I", len(told))
+    for item in told:
+        body += encode_task(item.tasks[0])[6:-29] + struct.pack("<I", len(item.tasks))
+        for walker, slopes, weight in zip(item.tasks, item.slopes, item.weights, strict=True):
+            body += encode_task(walker)[-29:-9] + struct.pack("<f", weight)
+            body += encode_reply(Reply(0, 0, 0, 0.0, slopes, coding=walker.coding))[27:-5]
+    return sealed(1, body, version=2)
 
 
 def pinned(data, parts):
@@ -159,30 +260,59 @@ POOLED_SETTINGS = [
 
 
 def test_task_bytes_are_pinned():
-    pinned(encode_task(TASK), ["464d5a4f", "02", "01", *SETTINGS, *WALKER, "00", "00000000"])
-    assert encode_task(TASK).hex().endswith("cda7a692")
+    pinned(encode_task(TASK), ["464d5a4f", "03", "01", *SETTINGS, *WALKER, "00", "00000000"])
+    assert encode_task(TASK).hex().endswith("d4ef63c5")
 
 
 def test_task_bytes_of_a_pool_are_pinned():
-    pinned(encode_task(POOLED), ["464d5a4f", "02", "01", *POOLED_SETTINGS, *WALKER, "00", "00000000"])
+    pinned(encode_task(POOLED), ["464d5a4f", "03", "01", *POOLED_SETTINGS, *WALKER, "00", "00000000"])
 
 
 def test_task_bytes_of_backpropagation_are_pinned():
     task = replace(TASK, method="adamw", weight_decay=0.5)
     changed = [*SETTINGS[:5], "000000000000e03f", *SETTINGS[6:12], "02", "00"]
-    pinned(encode_task(task), ["464d5a4f", "02", "01", *changed, *WALKER, "00", "00000000"])
+    pinned(encode_task(task), ["464d5a4f", "03", "01", *changed, *WALKER, "00", "00000000"])
 
 
-def test_news_bytes_are_pinned():
-    pinned(
-        encode_task(TASK, POOLED_NEWS),
-        [
-            "464d5a4f", "02", "01", *SETTINGS, *WALKER, "00", "01000000",
-            *POOLED_SETTINGS, "02000000",
-            *WALKER, "0000803e", "02000000", "01", "00000000",
-            "05000000", *WALKER[1:], "0000403f", "03000000", "04", "02000000", "00000000", "03000000",
-        ],
-    )  # fmt: skip
+RATE, CLIP = WALKER[1:]
+FEW = replace(TASK, round=2, client=300)
+
+
+@pytest.mark.parametrize(
+    ("task", "told", "parts"),
+    [
+        (
+            TASK, NEWS,
+            ["54", "03000000", "02000000", "02", "03", RATE, "f168e388b5f8f43e", CLIP, "abaaaa3e", "abaa2a3f",
+             "02000000", "0000803f", "00000040", "0000c07f", "00004040"],
+        ),
+        (
+            TASK, POOLED_NEWS,
+            ["1d", *POOLED_SETTINGS, "02000000", "02", "03", RATE, CLIP, "0000803e", "0000403f",
+             "02000000", "03000000", "11", "02000000", "04000000", "07000000"],
+        ),
+        (
+            POOLED, POOLED_NEWS,
+            ["1e", "03000000", "0100", "0201", "ffff", "02000000", "02", "03", RATE, CLIP, "0000803e", "0000403f",
+             "02000000", "03000000", "11", "02000000", "04000000", "07000000"],
+        ),
+        (
+            TASK, [News((FEW, replace(FEW, client=428)), ((1.0,), (2.0,)), (0.5, 0.5))],
+            ["7c", "02000000", "02000000", "ac02", "8001", RATE, CLIP, "0000003f", "01000000", "0000803f", "00000040"],
+        ),
+        (
+            TASK, [News((FEW, replace(FEW, client=5)), ((1.0,), (2.0,)), (0.5, 0.5))],
+            ["78", "02000000", "02000000", "2c010000", "05000000", RATE, CLIP, "0000003f", "01000000", "0000803f",
+             "00000040"],
+        ),
+        (
+            TASK, [News((replace(FEW, client=2**32 - 1),), ((1.0,),), (0.5,))],
+            ["78", "02000000", "01000000", "ffffffff", RATE, CLIP, "0000003f", "01000000", "0000803f"],
+        ),
+    ],
+)  # fmt: skip
+def test_news_bytes_are_pinned(task, told, parts):
+    pinned(encode_task(task, told), [encode_task(task)[:-8].hex(), "01000000", *parts])
 
 
 @pytest.mark.parametrize(
@@ -198,7 +328,7 @@ def test_news_bytes_are_pinned():
 )
 def test_sums_bytes_are_pinned(coding, values, parts):
     task = replace(TASK, pool=3)
-    head = ["464d5a4f", "02", "01", *SETTINGS[:8], "03000000", *SETTINGS[9:], *WALKER, "01"]
+    head = ["464d5a4f", "03", "01", *SETTINGS[:8], "03000000", *SETTINGS[9:], *WALKER, "01"]
     pinned(encode_task(task, Sums(task.seed, 3, coding, values)), head + parts)
 
 
@@ -206,9 +336,16 @@ def test_model_bytes_are_pinned():
     tensors = ["02000000", "0100", "61", "02", "0200000000000000", "0300000000000000"]
     tensors += ["00000000", "0000803f", "00000040", "00004040", "00008040", "0000a040"]
     tensors += ["0100", "62", "00", "00000080"]
-    pinned(encode_task(TASK, TENSORS), ["464d5a4f", "02", "01", *SETTINGS, *WALKER, "02", *tensors])
-    head = ["464d5a4f", "02", "02", "03000000", "02000000", "08000000", "000000000000f43f", "00"]
+    pinned(encode_task(TASK, TENSORS), ["464d5a4f", "03", "01", *SETTINGS, *WALKER, "02", *tensors])
+    head = ["464d5a4f", "03", "02", "03000000", "02000000", "08000000", "000000000000f43f", "00"]
     pinned(encode_reply(DENSE), [*head, "02000000", "0000c03f", "0000c07f", "01", *tensors])
+
+
+def test_the_bytes_of_values_are_pinned():
+    tensors = ["03000000", "0100", "61", "01", "0300000000000000", "00", "0000803f", "00000080", "0000c07f"]
+    tensors += ["0100", "62", "02", "0200000000000000", "0100000000000000", "02", "c03f", "00c0"]
+    tensors += ["0100", "63", "00", "01", "0034"]
+    pinned(encode_task(TASK, VALUES), ["464d5a4f", "03", "01", *SETTINGS, *WALKER, "03", *tensors])
 
 
 @pytest.mark.parametrize(
@@ -224,13 +361,22 @@ def test_model_bytes_are_pinned():
     ],
 )
 def test_reply_bytes_are_pinned(coding, slopes, parts):
-    head = ["464d5a4f", "02", "02", "03000000", "02000000", "08000000", "000000000000f43f"]
+    head = ["464d5a4f", "03", "02", "03000000", "02000000", "08000000", "000000000000f43f"]
     pinned(encode_reply(replace(REPLY, coding=coding, slopes=slopes)), [*head, *parts, "00"])
 
 
-@given(tasks(), st.lists(news(), max_size=3))
-def test_decoding_a_task_undoes_encoding(task, told):
-    assert repr(decode_task(encode_task(task, told))) == repr((task, tuple(told)))
+@given(told())
+def test_decoding_a_task_undoes_encoding(message):
+    assert repr(decode_task(encode_task(*message))) == repr(message)
+
+
+def test_decoded_news_equal_those_sent():
+    assert decode_task(encode_task(POOLED, SIGNED_NEWS)) == (POOLED, SIGNED_NEWS)
+
+
+@given(told())
+def test_decoding_version_2_undoes_encoding(message):
+    assert repr(decode_task(as_before(*message))) == repr(message)
 
 
 @given(tasks(), sums())
@@ -239,7 +385,7 @@ def test_decoding_sums_undoes_encoding(task, told):
     assert repr(decode_task(encode_task(task, told))) == repr((task, told))
 
 
-@given(tasks(), deltas())
+@given(tasks(), deltas() | values())
 def test_decoding_a_model_undoes_encoding(task, told):
     assert plain(decode_task(encode_task(task, told))) == plain((task, told))
 
@@ -310,20 +456,106 @@ def test_a_sign_that_is_none_costs_four_bytes():
     assert sizes == [65, 69, 73]
 
 
-@given(news())
-def test_news_cost_their_slopes_and_a_small_header(item):
-    cost = len(encode_task(TASK, [item])) - len(encode_task(TASK))
-    shared = item.tasks[0]
-    slopes = [sum((BITS[shared.coding] * len(some) + 7) // 8 for some in item.slopes)]
-    if shared.coding == "sign":
-        slopes += [4 + 4 * sum(abs(slope) != 1 for slope in some) for some in item.slopes]
-    assert cost == 65 + 2 * len(shared.odds) + 28 * len(item.tasks) + sum(slopes)
+def cost(item, task):
+    """What the format says news take."""
+    first, count = item.tasks[0], len(item.tasks)
+    nobodys = {"round": 0, "client": 0, "rate": 0.0, "clip": 0.0, "odds": ()}
+    alike = repr(replace(first, **nobodys)) == repr(replace(task, **nobodys))
+    clients = [walker.client for walker in item.tasks]
+    gaps = [after - before for before, after in pairwise([0, *clients])]
+    short = sum(max(1, -(-gap.bit_length() // 7)) for gap in gaps)
+    size = 5 if alike else 62
+    size += 2 * len(first.odds) + 4 + (min(short, 4 * count) if min(gaps) >= 0 else 4 * count)
+    rates, clips = [walker.rate for walker in item.tasks], [walker.clip for walker in item.tasks]
+    for each, column in ((8, rates), (8, clips), (4, item.weights), (4, map(len, item.slopes))):
+        column = [*map(repr, column)]
+        size += each if len(set(column)) == 1 else each * count
+    slopes = [slope for some in item.slopes for slope in some]
+    size += (BITS[first.coding] * len(slopes) + 7) // 8
+    return size + (4 + 4 * sum(abs(slope) != 1 for slope in slopes) if first.coding == "sign" else 0)
+
+
+@given(told())
+def test_news_cost_what_the_format_says_and_never_a_byte_more_than_one_above_version_2(message):
+    task, items = message
+    assert len(encode_task(task, items)) == 96 + 2 * len(task.odds) + sum(cost(item, task) for item in items)
+    assert len(encode_task(task, items)) <= len(as_before(task, items)) + len(items)
+
+
+def a_round(count, steps, **changes):
+    """A task, and news of the round before: `count` walks of as many steps by clients 7 apart."""
+    task = Task(3, 2, 7, 1e-5, 1e-3, steps, clip=12.5)
+    walked = tuple(replace(task, round=2, client=7 * client) for client in range(count))
+    walked = tuple(replace(one, **{name: value(one) for name, value in changes.items()}) for one in walked)
+    slopes = normal(count * steps)
+    return task, News(walked, tuple(slopes[at * steps : (at + 1) * steps] for at in range(count)), (1 / count,) * count)
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_a_walk_of_the_round_before_costs_its_slopes_and_one_byte(count, steps):
+    task, item = a_round(count, steps)
+    assert len(encode_task(task, [item])) == 96 + 33 + count + 4 * steps * count
+
+
+def test_rates_of_their_own_cost_eight_bytes_per_further_walk():
+    task, item = a_round(100, 10, rate=lambda walker: 1e-5 * (1 + walker.client))
+    assert len(encode_task(task, [item])) == 96 + 33 + 100 + 4 * 1000 + 8 * 99
+    task, item = a_round(100, 10, rate=lambda walker: 1e-5 * (1 + walker.client), clip=lambda walker: walker.client)
+    assert len(encode_task(task, [item])) == 96 + 33 + 100 + 4 * 1000 + 16 * 99
+
+
+def test_what_news_cost_depends_on_neither_round_nor_odds_of_the_task_they_go_with():
+    task, item = a_round(4, 3, pool=lambda _: 3, odds=lambda _: (1, 2, 3))
+    sizes = {
+        len(encode_task(one, [item])) - len(encode_task(one))
+        for number in (0, 2, 3, 2**32 - 1)
+        for odds in ((), (1, 2, 3), (4, 5, 6))
+        for one in [replace(task, round=number, pool=3, odds=odds, client=number, rate=0.5, clip=1.0)]
+    }
+    assert sizes == {33 + 6 + 4 + 48}
+
+
+def test_the_odds_of_news_are_their_own():
+    task, item = a_round(4, 3, pool=lambda _: 3, odds=lambda _: (1, 2, 3))
+    for told in (item, replace(item, tasks=tuple(replace(walker, odds=()) for walker in item.tasks))):
+        for odds in ((), (1, 2, 3), (4, 5, 6)):
+            message = replace(task, pool=3, odds=odds), (told,)
+            assert decode_task(encode_task(*message)) == message
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 8}, {"mu": 0.5}, {"multiple": 4.0}, {"momentum": 0.5}, {"steps": 4}, {"directions": 2}, {"pool": 9},
+        {"law": "rademacher"}, {"estimator": "forward"}, {"coding": "sign"}, {"method": "sgd"}, {"dense": True},
+        {"importance": True}, {"normalise": True, "directions": 2}, {"method": "sgd", "weight_decay": 0.5},
+        {"momentum": -0.0},
+    ],
+)  # fmt: skip
+def test_news_of_other_settings_bring_their_own(other):
+    task, item = a_round(4, 3)
+    task = replace(task, **other)
+    assert len(encode_task(task, [item])) == 96 + 33 + 57 + 4 + 48
+    assert repr(decode_task(encode_task(task, [item]))) == repr((task, (item,)))
+
+
+def test_a_thousand_news_are_as_many_times_one():
+    task, item = a_round(3, 2)
+    assert len(encode_task(task, [item] * 1000)) == 96 + 1000 * (33 + 3 + 24)
+
+
+@given(values())
+def test_values_cost_their_scalars_and_a_small_header(told):
+    assert len(encode_task(TASK, told)) == 92 + 4 + sum(
+        2 + len(name.encode()) + 1 + 8 * tensor.dim() + 1 + tensor.nbytes for name, tensor in told.tensors.items()
+    )
 
 
 def test_news_carry_the_odds_of_a_round_once():
     walked = [replace(TASK, client=client, pool=K, odds=(7,) * K) for client in range(10)]
     item = News(tuple(walked), ((1.0,),) * 10, (0.1,) * 10)
-    assert len(encode_task(TASK, [item])) == 96 + 65 + 2 * K + 10 * (28 + 4)
+    assert len(encode_task(TASK, [item])) == 96 + 33 + 57 + 2 * K + 10 * (1 + 4)
+    assert len(encode_task(replace(TASK, pool=K), [item])) == 96 + 33 + 2 * K + 10 * (1 + 4)
 
 
 def exchange(*, pool_coding, coding):
@@ -397,9 +629,9 @@ def test_every_truncation_and_every_addition_is_noticed(data, decode):
         with pytest.raises(WireError):
             decode(data[:size])
         with pytest.raises(WireError):
-            decode(sealed(data[5], data[6:size]) if size > 6 and size != len(data) - 4 else b"")
+            decode(sealed(data[5], data[6:size], data[4]) if size > 6 and size != len(data) - 4 else b"")
     with pytest.raises(WireError, match="left over"):
-        decode(sealed(data[5], data[6:-4] + b"\0"))
+        decode(sealed(data[5], data[6:-4] + b"\0", data[4]))
 
 
 def check(data):
@@ -418,12 +650,20 @@ def test_arbitrary_bytes_are_refused_or_valid(data):
 
 
 @settings(max_examples=300)
-@given(st.sampled_from([1, 2]), st.binary(max_size=160))
-def test_arbitrary_bodies_with_a_right_checksum_are_refused_or_valid(kind, body):
-    check(sealed(kind, body))
+@given(st.sampled_from([1, 2]), st.binary(max_size=160), st.sampled_from([2, 3]))
+def test_arbitrary_bodies_with_a_right_checksum_are_refused_or_valid(kind, body, version):
+    check(sealed(kind, body, version))
 
 
 HEADS = {
+    "news": (1, encode_task(TASK)[6:-8] + b"\1\0\0\0"),
+    "own news": (1, encode_task(TASK)[6:-8] + b"\1\0\0\0\x7d" + encode_task(TASK)[6:-29]),
+    "walks": (1, encode_task(TASK)[6:-8] + b"\1\0\0\0\x7c\0\0\0\0\2\0\0\0"),
+    "signed walks": (
+        1,
+        encode_task(replace(TASK, coding="sign"))[6:-8] + b"\1\0\0\0\x7c\0\0\0\0\1\0\0\0\0" + bytes(20),
+    ),
+    "values": (1, encode_task(TASK)[6:-9] + b"\3"),
     "tensors": (1, encode_task(TASK)[6:-9] + b"\2"),
     "sums": (1, encode_task(replace(TASK, pool=3))[6:-9] + b"\1"),
     "signs": (2, encode_reply(replace(REPLY, coding="sign", slopes=()))[6:-13]),
@@ -435,7 +675,8 @@ HEADS = {
 @given(st.sampled_from(sorted(HEADS)), st.lists(st.integers(0, 9) | st.integers(0, 255), max_size=40))
 def test_arbitrary_content_with_a_right_head_and_checksum_is_refused_or_valid(head, rest):
     kind, begin = HEADS[head]
-    check(sealed(kind, begin + bytes(rest)))
+    for version in (2, 3):
+        check(sealed(kind, begin + bytes(rest), version))
 
 
 @settings(max_examples=1000)
@@ -447,7 +688,7 @@ def test_edited_messages_with_a_right_checksum_are_refused_or_valid(data, edits)
     body = bytearray(data[6:-4])
     for at, value in edits:
         body[at % len(body)] = value
-    check(sealed(data[5], bytes(body)))
+    check(sealed(data[5], bytes(body), data[4]))
 
 
 def claims(count):
@@ -458,13 +699,27 @@ def claims(count):
     with_odds[52:56], with_odds[60] = number, 8
     with_sums = bytearray(encode_task(replace(TASK, pool=3), Sums(TASK.seed, 3, "float32", (0.0, 0.0, 1.0)))[6:-4])
     with_sums[52:56] = number
+    signed = bytearray(bare[:-4] + struct.pack("<IB", 1, 0x7C))
+    signed[58] = 4
     for coding in range(5):
         yield decode_reply, sealed(2, struct.pack("<IIIdB", 0, 0, 0, 0.0, coding) + number)
     yield decode_reply, sealed(2, struct.pack("<IIIdB", 0, 0, 0, 0.0, 4) + struct.pack("<IB", 8, 0) + number)
     yield decode_reply, sealed(2, struct.pack("<IIIdBIBI", 0, 0, 0, 0.0, 0, 0, 1, count))
     yield decode_task, sealed(1, bare[:-4] + number)
-    yield decode_task, sealed(1, bare[:-4] + struct.pack("<I", 1) + bare[:61] + number)
+    yield decode_task, sealed(1, bare[:-4] + number, version=2)
+    yield decode_task, sealed(1, bare[:-4] + struct.pack("<I", 1) + bare[:61] + number, version=2)
+    one = bare[:-4] + struct.pack("<IB", 1, 0x7C)
+    yield decode_task, sealed(1, one[:-1] + b"\1" + bare[:61] + number)
+    yield decode_task, sealed(1, one + bytes(4) + number)
+    walk = struct.pack("<ddf", 1.0, 1.0, 1.0)
+    for walks in (1, 4, 200):
+        # One count for all walks, with bytes for fewer of them.
+        told = struct.pack("<II", 0, walks) + bytes(walks) + walk + number
+        yield decode_task, sealed(1, one + told + bytes(min(4 * (count - 1) * walks, 400)))
+        yield decode_task, sealed(1, bytes(signed) + told + bytes(min(count * walks // 8, 400)))
+    yield decode_task, sealed(1, one[:-1] + b"\x3c" + struct.pack("<II", 0, 2) + bytes(2) + walk + number * 2)
     yield decode_task, sealed(1, bare[:-5] + b"\2" + number)
+    yield decode_task, sealed(1, bare[:-5] + b"\3" + number)
     yield decode_task, sealed(1, bytes(with_odds))
     yield decode_task, sealed(1, bytes(with_sums))
     empty = struct.pack("<H1sB3Q", 1, b"a", 3, 0, 2**62, count)
@@ -502,6 +757,14 @@ def test_a_count_beyond_the_bytes_there_is_named():
     data = sealed(2, struct.pack("<IIIdBI", 0, 0, 0, 0.0, 0, 2) + bytes(7))
     with pytest.raises(WireError, match="slopes for the bytes there: at most 1, got 2"):
         decode_reply(data)
+
+
+@pytest.mark.parametrize(("coding", "size"), [(0, 4 * 1496), (1, 2 * 1496), (3, 1496), (4, 187)])
+def test_slopes_of_all_walks_beyond_the_bytes_there_are_named(coding, size):
+    task = replace(TASK, coding=CODINGS[coding])
+    told = struct.pack("<IBII", 1, 0x7C, 2, 300) + bytes(300) + struct.pack("<ddfI", 1.0, 1.0, 1.0, 5)
+    with pytest.raises(WireError, match="slopes for the bytes there: at most 1496, got 1500"):
+        decode_task(sealed(1, encode_task(task)[6:-8] + told + bytes(size)))
 
 
 @pytest.mark.parametrize(("coding", "size"), [(3, 2**24 + 1), (4, 2**21 + 1)])
@@ -545,8 +808,12 @@ def test_unknown_names_are_refused(at, value, what):
 
 def test_another_version_and_another_kind_are_named():
     data = encode_task(TASK)
-    with pytest.raises(WireError, match="wire format 3, expected 2"):
-        decode_task(data[:4] + b"\3" + data[5:])
+    for version in (0, 1, 4, 255):
+        sentence = f"wire format {version}, expected 2 or 3: both sides need the same fedmezo"
+        with pytest.raises(WireError, match=sentence):
+            decode_task(data[:4] + bytes([version]) + data[5:])
+        with pytest.raises(WireError, match=sentence):
+            decode_task(sealed(1, data[6:-4], version))
     with pytest.raises(WireError, match="of kind 1, expected 2"):
         decode_reply(data)
 
@@ -559,8 +826,81 @@ def test_version_1_is_refused():
     )  # fmt: skip
     reply = "464d5a4f0102030000000200000008000000000000000000f43f020000000000c03f0000c07f0082061ba8"
     for decode, old in ((decode_task, task), (decode_reply, reply)):
-        with pytest.raises(WireError, match="wire format 1, expected 2: both sides need the same fedmezo"):
+        with pytest.raises(WireError, match="wire format 1, expected 2 or 3: both sides need the same fedmezo"):
             decode(bytes.fromhex(old))
+
+
+@pytest.mark.parametrize(("data", "decode", "message"), OLD_MESSAGES)
+def test_version_2_is_read(data, decode, message):
+    assert data[4] == 2
+    assert plain(decode(data)) == plain(message)
+
+
+def test_version_2_is_written_by_no_one():
+    assert {data[4] for data in (encode_task(TASK, NEWS), encode_task(POOLED, SUMS), encode_reply(REPLY))} == {3}
+    assert as_before(TASK, NEWS) == bytes.fromhex(OLD["news"])
+    # A message that says it is of version 3 and has news as in version 2 is none, and the other way round.
+    for data, version in (
+        (bytes.fromhex(OLD["news"]), 3),
+        (encode_task(TASK, NEWS), 2),
+        (encode_task(TASK, VALUES), 2),
+    ):
+        with pytest.raises(WireError):
+            decode_task(sealed(1, data[6:-4], version))
+
+
+def test_a_row_of_a_journal_of_version_2_is_read():
+    task, reply = sealed(1, encode_task(TASK)[6:-4], 2), bytes.fromhex(OLD["reply"])
+    assert task.hex().endswith("cda7a692")
+    row = (3, 2, 0.5, 1e-5, 1.25, 8, 1, len(task), len(reply), task, reply)
+    (entry,) = entries_of([row])
+    assert (entry.task, entry.weight, repr(entry.reply)) == (TASK, 0.5, repr(REPLY))
+
+
+WALKED = (
+    encode_task(TASK)[6:-8] + struct.pack("<I", 1),
+    struct.pack("<ddfI", 1e-5, 12.5, 0.5, 0),
+)
+
+
+@pytest.mark.parametrize(
+    ("form", "count", "clients", "expected"),
+    [
+        (0x7C, 2, "0203", [2, 5]),
+        (0x7C, 2, "0200", [2, 2]),
+        (0x7C, 1, "ffffffff0f", [2**32 - 1]),
+        (0x7C, 1, "8080808010", "client must be in"),
+        (0x7C, 2, "ffffffff0f01", "client must be in"),
+        (0x7C, 1, "8000", "variable length"),
+        (0x7C, 1, "808080808001", "variable length"),
+        (0x7C, 2, "80808080800101", "variable length"),
+        (0x7C, 2, "0280", "variable length"),
+        (0x78, 2, "0500000002000000", [5, 2]),
+        (0x7C, 0, "00", "no walk"),
+        (0x7F, 1, "02", "form of news 127"),
+        (0xFC, 1, "02", "form of news 252"),
+    ],
+)
+def test_clients_of_news_are_gaps_in_order_or_as_they_are(form, count, clients, expected):
+    head, tail = WALKED
+    tail = bytes(tail) if clients != "0280" else b"\x80" * 24
+    data = sealed(1, head + struct.pack("<BII", form, 2, count) + bytes.fromhex(clients) + tail)
+    if isinstance(expected, str):
+        with pytest.raises(WireError, match=expected):
+            decode_task(data)
+    else:
+        assert [walker.client for walker in decode_task(data)[1][0].tasks] == expected
+
+
+def test_what_decoded_news_take_is_in_proportion_to_their_bytes():
+    task, item = a_round(2_000, 1, round=lambda _: 2)
+    data = encode_task(task, [replace(item, slopes=((),) * 2_000)])
+    assert len(data) == 96 + 33 + 2_000
+    tracemalloc.start()
+    decode_task(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 600 * len(data)
 
 
 @pytest.mark.parametrize(
@@ -660,6 +1000,11 @@ def test_a_model_must_have_the_shapes_asked_for():
     assert plain(decode_task(data, shapes=shapes)) == plain((TASK, TENSORS))
     with pytest.raises(WireError, match="expected"):
         decode_task(data, shapes={"a": (2, 3)})
+    data, shapes = encode_task(TASK, VALUES), {"a": (3,), "b": (2, 1), "c": ()}
+    assert plain(decode_task(data, shapes=shapes)) == plain((TASK, VALUES))
+    for wrong in ({**shapes, "b": (1, 2)}, {"a": (3,), "b": (2, 1)}, {**shapes, "d": ()}):
+        with pytest.raises(WireError, match="expected"):
+            decode_task(data, shapes=wrong)
 
 
 @pytest.mark.parametrize(
@@ -679,6 +1024,30 @@ def test_slopes_that_a_coding_cannot_write_are_not_rounded_in_secret(coding, slo
         walked = replace(TASK, coding=coding)
         with pytest.raises(WireError, match=f"in {coding}|{coding} values"):
             encode_task(TASK, [News((walked,), ((1.0, slope),), (1.0,))])
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.int32, torch.uint16, torch.float8_e5m2, torch.complex64])
+def test_values_of_other_types_are_refused(kind):
+    with pytest.raises(WireError, match="must be float32 or float16 or bfloat16"):
+        encode_task(TASK, Values({"a": torch.zeros(2).to(kind)}))
+
+
+def test_values_keep_their_bits():
+    for kind, words in ((torch.float32, torch.int32), (torch.float16, torch.int16), (torch.bfloat16, torch.int16)):
+        limits = torch.iinfo(words)
+        # Every bit of a number, nan of every kind included, in a tensor that is not in one piece.
+        odd = torch.tensor([[limits.min, limits.max, -1], [limits.max - 1, 0x7C01, 1]], dtype=words).T.view(kind)
+        (decoded,) = decode_task(encode_task(TASK, Values({"a": odd})))[1].tensors.values()
+        assert (decoded.dtype, decoded.shape) == (kind, (3, 2))
+        assert torch.equal(decoded.view(words), odd.view(words))
+
+
+def test_an_unknown_type_of_values_is_refused():
+    body = bytearray(encode_task(TASK, VALUES)[6:-4])
+    at = body.index(b"a\1\3\0\0\0\0\0\0\0") + 10
+    body[at] = 3
+    with pytest.raises(WireError, match="unknown type of tensor 3"):
+        decode_task(sealed(1, bytes(body)))
 
 
 @pytest.mark.parametrize("tensor", [torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.bfloat16)])

@@ -8,11 +8,12 @@ Everything is little-endian. A code is one number in a format of `zo/coding.py`:
     float8    u8, the upper half of the f16 (e5m2)
     sign      no code: one bit each, see below
 
-    slopes    count u32, then as many codes; nan is a skipped slope and always the one with the sign bit clear and only
-              the highest bit of the mantissa set (f32 00 00 c0 7f)
-              in sign: count u32, one bit each, the first the lowest of the first byte, 1 for a slope above 0, padded to
-              a byte; then the exceptions: count u32, as many u32 in increasing order: twice the place of a slope, plus
-              1 for nan, plus 0 for a slope of 0 (whose sign is lost)
+    codes     of slopes whose number is known; nan is a skipped slope and always the one with the sign bit clear and
+              only the highest bit of the mantissa set (f32 00 00 c0 7f)
+              in sign: one bit each, the first the lowest of the first byte, 1 for a slope above 0, padded to a byte;
+              then the exceptions: count u32, as many u32 in increasing order: twice the place of a slope, plus 1 for
+              nan, plus 0 for a slope of 0 (whose sign is lost)
+    slopes    count u32, then as many codes
     sums      coding u8 (0 float32, 1 float16, 2 bfloat16)
               exponent i16, in float16 and bfloat16 only: codes are relative to 2**exponent, the smallest power of two
               above the largest |sum|, 2**0 when all are 0
@@ -36,9 +37,24 @@ from fedmezo.fl.algorithm import MAX_SLOPES
 from fedmezo.runtime.binary import COUNT, Reader
 from fedmezo.zo.coding import SUMS_CODINGS, Coding, SumsCoding, coded_sums, sums_scale
 
-__all__ = ["LARGEST", "MAX_POOL", "Sums", "pack_slopes", "pack_sums", "read_odds", "read_slopes", "read_sums"]
+__all__ = [
+    "LARGEST",
+    "MAX_CODES",
+    "MAX_POOL",
+    "SLOPE_BITS",
+    "Sums",
+    "pack_codes",
+    "pack_slopes",
+    "pack_sums",
+    "read_codes",
+    "read_odds",
+    "read_slopes",
+    "read_sums",
+]
 
 MAX_POOL = 1 << 20
+MAX_CODES = 1 << 31  # twice a place must fit u32
+SLOPE_BITS: dict[Coding, int] = {"float32": 32, "float16": 16, "bfloat16": 16, "float8": 8, "sign": 1}
 LARGEST = float(np.finfo(np.float32).max)
 
 _FORMS: dict[Coding, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float8": "<u1"}
@@ -120,32 +136,43 @@ def pack_slopes(slopes: Sequence[float], coding: Coding) -> list[bytes]:
     Raises:
       WireError: `coding` cannot write one exactly.
     """
-    values = np.array(slopes, np.float64)
-    values[np.isnan(values)] = math.nan
+    return [COUNT.pack(len(slopes)), *pack_codes(np.array(slopes, np.float64), coding)]
+
+
+def pack_codes(slopes: NDArray[np.float64], coding: Coding) -> list[bytes]:
+    """Returns the bytes of at most 2**31 slopes, without their number.
+
+    Raises:
+      WireError: `coding` cannot write one exactly.
+    """
+    values = np.where(np.isnan(slopes), math.nan, slopes)
     if coding != "sign":
-        return [COUNT.pack(len(slopes)), _codes(values, coding).tobytes()]
+        return [_codes(values, coding).tobytes()]
     wrong = np.flatnonzero((np.abs(values) != 1) & (values != 0) & ~np.isnan(values))
     if wrong.size:
         raise WireError(f"Slopes in sign must be -1, 0, 1 or nan, got {float(values[wrong[0]])!r}; round it first.")
     places = np.flatnonzero(np.abs(values) != 1)
     marks = (2 * places + np.isnan(values[places])).astype("<u4")
-    bits = np.packbits(values > 0, bitorder="little")
-    return [COUNT.pack(len(slopes)), bits.tobytes(), COUNT.pack(len(places)), marks.tobytes()]
+    return [np.packbits(values > 0, bitorder="little").tobytes(), COUNT.pack(len(places)), marks.tobytes()]
 
 
 def read_slopes(reader: Reader, coding: Coding) -> tuple[float, ...]:
     """Returns what `pack_slopes` was given."""
+    number = reader.count("slopes", most=MAX_SLOPES, bits=SLOPE_BITS[coding])
+    return tuple(read_codes(reader, coding, number).tolist())
+
+
+def read_codes(reader: Reader, coding: Coding, number: int) -> NDArray[np.float64]:
+    """Returns the `number` slopes that `pack_codes` was given."""
     if coding != "sign":
-        number = reader.count("slopes", most=MAX_SLOPES, bits=8 * np.dtype(_FORMS[coding]).itemsize)
-        return tuple(_values(reader.array(_FORMS[coding], number), coding).tolist())
-    number = reader.count("slopes", most=MAX_SLOPES, bits=1)
+        return _values(reader.array(_FORMS[coding], number), coding)
     values = np.where(_bits(reader, number), 1.0, -1.0)
     marks = reader.array("<u4", reader.count("exceptions", most=number, bits=32)).astype(np.int64)
     places = marks >> 1
     if places.size and (places[-1] >= number or (np.diff(places) <= 0).any()):
         raise WireError("the exceptions among its slopes are out of order or range")
     values[places] = np.where(marks & 1, math.nan, 0.0)
-    return tuple(values.tolist())
+    return values
 
 
 def _bits(reader: Reader, number: int) -> NDArray[np.bool_]:
