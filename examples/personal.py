@@ -5,12 +5,11 @@ python examples/personal.py
 
 import sys
 
-from fedmezo import Settings, fedmezo, load_model
+from fedmezo import Personal, Settings, fedmezo, load_model, with_personal_rates
 from fedmezo.data.batches import Batches
 from fedmezo.data.prompt import encode
 from fedmezo.data.skills import skills
 from fedmezo.data.split import split
-from fedmezo.fl.rates import Personal, with_personal_rates
 from fedmezo.models.adapters import make_adapter
 from fedmezo.models.bench import ModelBench
 from fedmezo.zo.perturb import apply_

@@ -2,9 +2,12 @@
 
 Run: FEDMEZO_DATA=... python scripts/rates.py --out runs/rates [--task NAME,...] [--arm grid,auto,high] [--seed N,...] [--only PLACE,...]
 
-The grid has seven rates over two decades, with 0.3 / sqrt(d) in the middle. Everything else is the same, and as the
-library sets it when it is not told. The arm "high" takes 10 and 30 times the grid's best rate, to see the guard end it
-below its start. Every run leaves one line in OUT/rates.jsonl; a second call does what is missing.
+The grid has seven rates over two decades, with 0.3 / sqrt(d) in the middle. All else is as the library sets it when it
+is not told, so a rate of the grid is constant, and an adapted one falls in the second half of its run. The grid that
+docs/results/rates.jsonl records had an earlier guard, which halved the rate and judged no batches.
+
+The arm "high" takes 10 and 30 times the grid's best rate, to see the guard end it below its start. Every run leaves one
+line in OUT/rates.jsonl; a second call does what is missing.
 """
 
 import argparse
@@ -40,6 +43,19 @@ TASKS: dict[str, tuple[str | None, list[str], int]] = {
         None,
         [*SMOLLM2, *SHORT, f"{DATA}/alpaca/alpaca_random9k.dev.jsonl.gz", "data.preset=alpaca", "data.limit=3000",
          "data.max_tokens=128", "data.eval_examples=96", "eval.examples=96"],
+        460_800,
+    ),
+    "alpaca-long": (
+        None,
+        [*SMOLLM2, *SHORT, "federation.rounds=60", "eval.every=60", f"{DATA}/alpaca/alpaca_random9k.dev.jsonl.gz",
+         "data.preset=alpaca", "data.limit=3000", "data.max_tokens=128", "data.eval_examples=96", "eval.examples=96"],
+        460_800,
+    ),
+    "rte": (
+        None,
+        [*SMOLLM2, *SHORT, f"{DATA}/superglue/rte.train.jsonl.gz", 'data.choices=["entailment","not_entailment"]',
+         'data.columns={instruction="sentence1",input="sentence2",output="label"}', "data.max_tokens=160",
+         "data.eval_examples=200"],
         460_800,
     ),
     "tiny": (None, TINY, 14_336),

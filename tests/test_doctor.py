@@ -28,6 +28,7 @@ from fedmezo.studies.doctor.finding import SEVERITIES
 from fedmezo.studies.doctor.screen import diagnosis_text
 from fedmezo.studies.doctor.trend import rise, trend
 from fedmezo.studies.doctor.vitals import read
+from fedmezo.studies.watch import NullWatch
 from fedmezo.zo.noise import NOISE_VERSION
 
 DIM = 90_000  # 0.3 / sqrt(d) = 1e-3
@@ -346,7 +347,7 @@ def test_rounds_that_cannot_move_the_model_are_told(tmp_path):
     assert kinds(flat)["zero-slope"].severity == "problem"
 
 
-def test_rates_far_from_the_safe_one_are_told(tmp_path):
+def test_rates_far_from_the_usual_start_are_told(tmp_path):
     low = kinds(Made().write(tmp_path / "low", task={"rate": 2e-5}, scale=lambda c, at: 90.0))
     assert low["rate-low"].numbers["ratio"] == pytest.approx(0.02)
     bare = Made(algorithm={"clip": "none"}).write(tmp_path / "high", task={"rate": 5e-3})
@@ -569,6 +570,27 @@ def test_a_real_run_that_died_is_told_how_to_go_on(records, tmp_path):
         tuned(records, tmp_path / "r", rate=2.5e-3, watch=StopAfter(2))
     found = kinds(tmp_path / "r")
     assert set(found) == {"stopped", "not-judged"} and found["stopped"].numbers["rounds"] == 3
+
+
+class Ask(NullWatch):
+    """Asks the doctor about a run that goes on."""
+
+    def __init__(self, folder):
+        self.folder, self.found = folder, []
+
+    def round(self, report):
+        self.found.append(diagnose(self.folder))
+
+
+def test_the_trained_dimension_is_known_while_a_run_goes_on_and_after_it_died(records, tmp_path):
+    watch = Ask(tmp_path / "r")
+    tuned(records, watch.folder, rate=2.5e-3, rounds=3, watch=watch)
+    assert [found.facts["dim"] for found in watch.found] == [3584] * 3
+    with pytest.raises(StopError):
+        tuned(records, tmp_path / "dead", rate=1.0, clip="none", rounds=5, watch=StopAfter(3))
+    assert not (tmp_path / "dead" / "summary.json").exists()
+    assert diagnose(tmp_path / "dead").facts["dim"] == 3584
+    assert kinds(tmp_path / "dead")["rate-high"].numbers["ratio"] == pytest.approx(1 / 0.3 * math.sqrt(3584))
 
 
 # The documentation.

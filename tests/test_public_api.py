@@ -24,6 +24,13 @@ def test_exported_names_are_complete_sorted_and_there():
         _ = fedmezo.nothing
 
 
+def test_every_algorithm_and_what_wraps_one_can_be_imported_from_the_package():
+    for name in ("fedmezo", "fedkseed", "fedavg", "with_personal_rates"):
+        home = ROOT / "src" / Path(*fedmezo._HOMES[name].split("."))
+        assert home.parent.name == "fl" and f"def {name}(" in home.with_suffix(".py").read_text()
+        assert name in fedmezo.__all__ and callable(getattr(fedmezo, name))
+
+
 def test_every_public_name_says_what_it_is():
     for name in set(fedmezo.__all__) - {"__version__"}:
         assert getattr(fedmezo, name).__doc__

@@ -221,6 +221,7 @@ def test_late_in_a_run_a_fifth_is_room_enough():
 @pytest.mark.parametrize("centre", [0.1, 12.0])
 def test_differences_that_drown_in_noise_hardly_change_the_rate(centre):
     clear, drowned = ([], [])
+    unseen = 4 ** (1 / sum(map(Pace(80, adapt=True).sets_rate, range(1, 81))))
     for number in range(200):
         scatter = random.Random(number)
         for spread, found in ((1e-6, clear), (1.0, drowned)):
@@ -228,16 +229,18 @@ def test_differences_that_drown_in_noise_hardly_change_the_rate(centre):
                 at: [2 + 1e-4 * (at - centre) ** 2 + scatter.gauss(0, spread) for _ in range(6)] for at in (0.0, 1.0)
             }
             seen |= {4.0: [loss + 1e-4 * ((4 - centre) ** 2 - (1 - centre) ** 2) for loss in seen[1.0]]}
-            found.append(abs(math.log(factor_of(seen, done=1, rounds=8))))
+            found.append(abs(math.log(factor_of(seen, done=1, rounds=80) / unseen)))
     assert median(drowned) < 0.35 * median(clear)
 
 
-def test_a_tiny_gap_leaves_the_rate():
+def test_a_tiny_gap_draws_the_rate_towards_its_share_of_four():
     spread = (0.9, -1.1, 0.4, -0.6, 1.3, -0.9)
-    before = BATCHES
     after = [loss - 0.05 + gap for loss, gap in zip(BATCHES, spread, strict=True)]
-    seen = {0.0: before, 1.0: after, 4.0: [loss + 3 for loss in BATCHES]}
-    assert 0.9 < factor_of(seen, done=1, rounds=20) < 1.1
+    searches = sum(map(Pace(20, adapt=True).sets_rate, range(1, 21)))
+    hardly = {0.0: BATCHES, 1.0: after, 4.0: [loss + gap for loss, gap in zip(BATCHES, spread, strict=True)]}
+    assert factor_of(hardly, done=1, rounds=20) == pytest.approx(4 ** (1 / searches), rel=0.1)
+    rising = hardly | {4.0: [loss + 3 for loss in BATCHES]}
+    assert factor_of(rising, done=1, rounds=20) == pytest.approx(1, rel=0.1)
 
 
 several = st.lists(st.floats(0, 100) | st.just(math.inf), min_size=6, max_size=6)

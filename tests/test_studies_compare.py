@@ -34,6 +34,7 @@ from fedmezo.studies.compare.verdicts import paired_interval, t_limit, verdicts
 from fedmezo.studies.config import load_config, parse_config
 from fedmezo.studies.facts import gather
 from fedmezo.studies.page import DASH
+from fedmezo.studies.run import run
 
 with warnings.catch_warnings():
     # typer 0.20 still imports names that click 8.5 calls deprecated; neither is ours to mend.
@@ -183,7 +184,6 @@ def test_only_the_budget_ends_a_run_and_no_decay_counts_rounds():
         ({"eval": {"examples": 5}}, {}, "not judged alike.*eval.examples"),
         ({"runtime": {"threads": 3}}, {}, r"differ in \[runtime\]"),
         ({"runtime": {"device": "cuda"}}, {}, "memory of a GPU is not in it"),
-        ({"algorithm": {"decay": "linear"}}, {}, "decay is constant here instead of what b asked for"),
         ({"federation": {"budget": {"rounds": 3}}}, {}, "takes the place of federation.budget in b"),
         ({}, {"rate": 1e-3}, "All arms ran at one rate"),
         ({}, {}, "rate of its configuration"),
@@ -196,6 +196,70 @@ def test_what_limits_a_comparison_is_said(changed, terms, told):
     assert any(re.search(told, note) for note in arm_notes(arms, Terms(FORWARDS, **terms)))
     same = arm_notes({"a": arms["a"], "b": arms["a"]}, Terms(FORWARDS, tune={"": (1, 2)}))
     assert same == []
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return write_records(tmp_path_factory.mktemp("records"))
+
+
+LINEAR = {"algorithm": {"decay": "linear", "rate": 1e-3}, "guard": {"batches": 6}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "terms", "told"),
+    [
+        (LINEAR, {}, "decay is constant here instead of what b asked for.*a budget of tokens does not tell"),
+        ({}, {}, "Rates are constant here, where a run of b alone would adapt and then decay them"),
+        ({"algorithm": {"rate": 1e-3, "adapt": True}}, {"rate": 1e-3}, "Rates are constant here, where a run of b"),
+        ({}, {"rate": 1e-3}, "Only the training loss of b is watched for surges"),
+    ],
+)
+def test_what_a_budget_without_a_number_of_rounds_leaves_out_is_said(changed, terms, told):
+    arms = {"a": parse_config(LINEAR | {"algorithm": {"decay": "constant", "rate": 1e-3}}), "b": parse_config(changed)}
+    blind = [Terms({"tokens": 9.0}, **terms), Terms(FORWARDS, tune_budget={"seconds": 9.0}, **terms)]
+    for which, kind in zip(blind, ("tokens", "seconds"), strict=True):
+        said = told.replace("tokens", kind)
+        assert len([note for note in arm_notes(arms, which) if re.search(said, note)]) == 1
+    for known in (FORWARDS, {"rounds": 3.0}):
+        assert not any(re.search(told, note) for note in arm_notes(arms, Terms(known, **terms)))
+
+
+def test_a_budget_of_forwards_is_said_to_leave_the_looks_out_where_they_set_the_rate():
+    told = "The rates of fedmezo are adapted; the forward passes that takes come on top of the budget"
+    assert any(told in note for note in arm_notes(ARMS, Terms(FORWARDS)))
+    for other in (Terms(FORWARDS, rate=1e-3), Terms({"tokens": 9.0})):
+        assert not any("are adapted" in note for note in arm_notes(ARMS, other))
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [{}, {"rate": 2e-3, "decay": "cosine"}, {"estimator": "forward", "directions": 2}, {"name": "fedavg"}],
+    ids=lambda given: " ".join(map(str, given.values())) or "auto",
+)
+def test_an_arm_with_a_budget_of_forwards_has_the_bits_of_a_run_of_so_many_rounds(records, tmp_path, algorithm):
+    config = parse_config(asked(records, algorithm=algorithm, federation={"rounds": 99, "cohort": 2}))
+    made = variant(config, budget={"forwards": 90.0}, seed=3)
+    alone = parse_config(asked(records, algorithm=algorithm, federation={
+        "rounds": made.federation.rounds, "cohort": 2, "seed": 3,
+    }))  # fmt: skip
+    ran, known = run(made, out=tmp_path / "arm"), run(alone, out=tmp_path / "alone")
+    assert ran.rounds == made.federation.rounds and ran.forwards >= 90 > ran.forwards * (1 - 1 / ran.rounds)
+    assert (ran.digest, ran.looks) == (known.digest, known.looks)
+    decay = algorithm.get("decay") or ("constant" if "name" in algorithm else "wsd")
+    assert f'decay = "{decay}"' in (tmp_path / "arm" / "config.toml").read_text()
+
+
+def test_an_arm_without_a_number_of_rounds_has_a_constant_rate_and_judges_nothing(records, tmp_path):
+    config = parse_config(asked(records))
+    made = variant(config, budget={"tokens": 2000.0}, seed=3)
+    assert (made.algorithm.adapt, made.algorithm.decay, made.guard.batches) == (False, "constant", 0)
+    ran = run(made, out=tmp_path / "arm")
+    with Journal.open(tmp_path / "arm" / "journal.sqlite", readonly=True) as journal:
+        assert len({done.rate for done in journal.rounds()}) == 1 and ran.rounds > 2
+    assert ran.looks == 0
+    told = parse_config(asked(records, guard={"batches": 7}))
+    assert variant(told, budget={"tokens": 2000.0}, seed=3).guard.batches == 7
 
 
 def test_a_budget_of_tokens_is_said_to_leave_backward_passes_out():

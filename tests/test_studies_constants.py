@@ -12,10 +12,12 @@ from toys import ToyBench
 from fedmezo.errors import ConfigError
 from fedmezo.fl.algorithm import Point
 from fedmezo.studies.build import build
+from fedmezo.studies.config import changed
 from fedmezo.studies.constants import estimate, measure_built, measure_constants, measure_on
 from fedmezo.studies.measured import load_measured
 from fedmezo.studies.moments import cover_line, fit_line, moments, spearman
-from fedmezo.studies.sampling import Asked, Sampled, exact_config, places, sample, steps_apart
+from fedmezo.studies.run import run
+from fedmezo.studies.sampling import Asked, Sampled, exact_config, led_on, places, sample, steps_apart
 from fedmezo.theory.constants import Constants
 from fedmezo.theory.rank import from_curvatures
 from fedmezo.zo.noise import derive_seed, noise
@@ -265,6 +267,14 @@ def test_the_places_leave_from_the_same_start(config):
     digests = {label: params.digest() for label, params in places(built, Asked(points=4, rounds=1))}
     assert digests["start"] == start
     assert len(set(digests.values())) == 4 and list(digests)[-1] == "after 2 rounds"
+
+
+def test_the_places_lead_where_a_run_does(config, tmp_path):
+    exact = changed(exact_config(config), {"algorithm": {"rate": 1e-2}, "guard": {"batches": 0}})
+    built = build(exact)
+    assert list(led_on(built, rounds=2)) == [1, 2]
+    shorter = changed(exact, {"federation": {"rounds": 2}})
+    assert run(shorter, out=tmp_path / "r").digest == built.bench.params.digest()
 
 
 def test_files_that_hold_something_else_are_refused(tmp_path):

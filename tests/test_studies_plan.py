@@ -82,8 +82,11 @@ def test_seconds_are_a_sum_and_grow_with_the_rounds(data):
     [
         ({"algorithm": {"rate": 1.0, "clip": "none"}}, "nothing clips the slopes"),
         ({"algorithm": {"rate": 1e-6}}, "progress will hardly show"),
-        ({"algorithm": {"mu": 3.0}}, "mu"),
-        ({"model": {"dtype": "bfloat16"}, "algorithm": {"mu": 1e-4}}, "rounding"),
+        ({"algorithm": {"mu": 3.0}}, "algorithm.mu is 3: there a slope here is mostly bend"),
+        (
+            {"model": {"dtype": "bfloat16"}, "algorithm": {"mu": 1e-4}},
+            "algorithm.mu is 0.0001: there a slope here is mostly rounding",
+        ),
         ({"federation": {"rounds": 1}}, "6 client steps in all are few"),
         ({"federation": {"batch_size": 40}}, "fewer examples than a batch"),
         ({"data": {"max_tokens": 9999}}, "this model takes no longer input"),
@@ -94,8 +97,9 @@ def test_advice_tells_what_to_change(data, changed, sentence):
     assert any(sentence in line for line in plan(small(data, **changed))["advice"])
 
 
-def test_a_sound_run_gets_no_advice(data):
-    wanted = asked(data, federation={"rounds": 100}, guard={"batches": 0})
+@pytest.mark.parametrize("algorithm", [{}, {"mu": 1e-3}], ids=["auto", "a usable mu"])
+def test_a_sound_run_gets_no_advice(data, algorithm):
+    wanted = asked(data, federation={"rounds": 100}, guard={"batches": 0}, algorithm=algorithm)
     assert plan(parse_config(wanted))["advice"] == []
 
 

@@ -106,7 +106,7 @@ def test_a_summary_counts_what_was_done(finished):
 def test_a_run_leaves_its_files(finished):
     folder, summary = finished
     names = {path.name for path in folder.iterdir()} - {"journal.sqlite.lock"}
-    kept = {"journal.sqlite", "config.toml", "data.sha256", "summary.json"}
+    kept = {"journal.sqlite", "config.toml", "data.sha256", "start.json", "summary.json"}
     assert names == kept | {"adapter", "report.html", "tensorboard"}
     kept = json.loads((folder / "summary.json").read_text())
     split = kept.pop("split")

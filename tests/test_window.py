@@ -273,6 +273,16 @@ def test_an_unusable_mu_is_moved_and_told(data, monkeypatch, tmp_path):
     assert told.notes[0] == built.notes[0]
 
 
+def test_a_customary_mu_beyond_a_loss_that_is_not_finite_is_left(data, monkeypatch):
+    near = look(Toy(grid=1e-7, bend=10.0, largest=5e-4))
+    # Only the reach speaks against it: by the two errors a slope there would be mostly signal.
+    assert near.best <= near.reach < 1e-3 and near.error(1e-3) < near.signal
+    monkeypatch.setattr(choosing, "window_of", lambda *_, **__: near)
+    built = build(small(data))
+    assert built.config.algorithm.mu == float(f"{near.best:.2g}") < 5e-4
+    assert built.notes == (f"mu is {near.best:.2g}: at 0.001 a loss here is not finite.",)
+
+
 def test_a_mu_in_the_configuration_is_never_changed_nor_measured(data, measured):
     for mu in (1e-7, 1e-3, 1.0):
         built = build(small(data, algorithm={"mu": mu}))

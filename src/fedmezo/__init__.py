@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedmezo.fl.fedavg import fedavg
     from fedmezo.fl.fedkseed import Pool, fedkseed
     from fedmezo.fl.fedmezo import Settings, fedmezo
+    from fedmezo.fl.rates import Personal, with_personal_rates
     from fedmezo.models.load import fetch, load_model
     from fedmezo.runtime.journal import Journal
     from fedmezo.runtime.progress import RoundReport
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Config": "fedmezo.studies.config",
     "Journal": "fedmezo.runtime.journal",
+    "Personal": "fedmezo.fl.rates",
     "Pool": "fedmezo.fl.fedkseed",
     "RoundReport": "fedmezo.runtime.progress",
     "Settings": "fedmezo.fl.fedmezo",
@@ -54,12 +56,14 @@ _HOMES = {
     "run": "fedmezo.studies.run",
     "simulate": "fedmezo.runtime.simulate",
     "verify": "fedmezo.studies.uses",
+    "with_personal_rates": "fedmezo.fl.rates",
 }
 
 __all__ = [
     "Config",
     "FedMeZOError",
     "Journal",
+    "Personal",
     "Pool",
     "RoundReport",
     "Settings",
@@ -81,6 +85,7 @@ __all__ = [
     "run",
     "simulate",
     "verify",
+    "with_personal_rates",
 ]
 
 

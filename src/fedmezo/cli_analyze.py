@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fedmezo.channels import aside, emit
-from fedmezo.cli_config import Json, Settings, Source, read_config
+from fedmezo.cli_config import Json, Settings, Source, draw, read_config
 
 __all__ = ["analyze_app"]
 
@@ -61,9 +61,7 @@ def noise(
     if as_json:
         emit({"rows": [asdict(row) for row in rows]})
         return
-    from rich.console import Console
-
-    Console(highlight=False).print(signal_table(rows), soft_wrap=True)
+    draw(signal_table(rows))
 
 
 @analyze_app.command("rank")
@@ -104,9 +102,7 @@ def rank(
     if as_json:
         emit({"rows": [asdict(row) for row in rows]})
         return
-    from rich.console import Console
-
-    Console(highlight=False).print(rank_table(rows), soft_wrap=True)
+    draw(rank_table(rows))
     for words in rank_words(rows):
         typer.echo(f"\n{words}")
 
@@ -150,9 +146,7 @@ def constants(
     if as_json:
         emit(measured.as_dict())
         return
-    from rich.console import Console
-
-    Console(highlight=False).print(constants_table(measured), soft_wrap=True)
+    draw(constants_table(measured))
 
 
 @analyze_app.command("heterogeneity")
@@ -184,9 +178,7 @@ def heterogeneity(
     if as_json:
         emit(found.as_dict())
         return
-    from rich.console import Console
-
-    Console(highlight=False).print(heterogeneity_table(found), soft_wrap=True)
+    draw(heterogeneity_table(found))
 
 
 @analyze_app.command("mu")
@@ -215,7 +207,5 @@ def mu_window(
     if as_json:
         emit({"model": wanted.model.name, "dtype": wanted.model.dtype, **window_dict(window), "advice": words})
         return
-    from rich.console import Console
-
-    Console(highlight=False).print(window_table(window), soft_wrap=True)
+    draw(window_table(window))
     typer.echo(f"\n{words}")

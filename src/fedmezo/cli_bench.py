@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedmezo.channels import aside, emit, plain
-from fedmezo.cli_config import Json
+from fedmezo.cli_config import Json, draw
 from fedmezo.errors import ConfigError
 
 __all__ = ["bench"]
@@ -94,8 +94,6 @@ def _show(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         emit(result)
         return
-    from rich.console import Console
-
     from fedmezo.studies.bench.screen import bench_table
 
-    Console(highlight=False).print(bench_table(result), soft_wrap=True)
+    draw(bench_table(result))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fedmezo.channels import aside, emit
-from fedmezo.cli_config import Json, Settings
+from fedmezo.cli_config import Json, Settings, draw
 from fedmezo.errors import StoppedError
 
 if TYPE_CHECKING:
@@ -96,8 +96,6 @@ def _show(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         emit(result)
         return
-    from rich.console import Console
-
     from fedmezo.studies.compare.screen import compare_table
 
-    Console(highlight=False).print(compare_table(result), soft_wrap=True)
+    draw(compare_table(result))

@@ -13,10 +13,13 @@ from fedmezo.channels import emit
 from fedmezo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from fedmezo.studies.config import Config
 
 __all__ = [
-    "Folder", "Json", "Out", "Quiet", "Round", "Settings", "Source", "config_app", "mistake", "read_config", "show",
+    "Folder", "Json", "Out", "Quiet", "Round", "Settings", "Source", "config_app", "draw", "mistake", "read_config",
+    "show",
 ]  # fmt: skip
 
 config_app = typer.Typer(help="Show, describe or begin a configuration.", rich_markup_mode="markdown")
@@ -67,12 +70,16 @@ def show(result: Mapping[str, Any], *, as_json: bool, kind: str = "facts") -> No
     if as_json:
         emit(result)
         return
-    from rich.console import Console
-
     from fedmezo.studies.screen import facts_table, summary_table
 
-    shown = summary_table(result) if kind == "summary" else facts_table(result)
-    Console(highlight=False).print(shown, soft_wrap=True)
+    draw(summary_table(result) if kind == "summary" else facts_table(result))
+
+
+def draw(table: "RenderableType") -> None:
+    """Prints a table on standard output, its lines as long as they are."""
+    from rich.console import Console
+
+    Console(highlight=False).print(table, soft_wrap=True)
 
 
 @config_app.callback(invoke_without_command=True)

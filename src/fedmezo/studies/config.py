@@ -18,7 +18,7 @@ from fedmezo.studies.complaints import sentences
 from fedmezo.studies.keys import Section
 from fedmezo.studies.material import Adapter, Data, Model, Split
 from fedmezo.studies.personal import Personal, complaint
-from fedmezo.studies.settings import POOLED, Algorithm, Eval, Federation, Guard, Output, Runtime
+from fedmezo.studies.settings import POOLED, Algorithm, Eval, Federation, Guard, Network, Output, Runtime
 from fedmezo.studies.tomltext import key_lines, value_text
 
 __all__ = [
@@ -30,15 +30,18 @@ __all__ = [
     "Federation",
     "Guard",
     "Model",
+    "Network",
     "Output",
     "Personal",
     "Runtime",
     "Split",
+    "changed",
     "keys_called",
     "load_config",
     "parse_config",
     "schema",
     "template_toml",
+    "with_changes",
 ]
 
 # Of two keys that exclude each other, the one given by --set replaces the other one of the file.
@@ -59,6 +62,7 @@ class Config(Section):
     personal: Personal = Field(default_factory=Personal)
     eval: Eval = Field(default_factory=Eval)
     guard: Guard = Field(default_factory=Guard)
+    network: Network = Field(default_factory=Network)
     output: Output = Field(default_factory=Output)
     runtime: Runtime = Field(default_factory=Runtime)
 
@@ -114,8 +118,8 @@ class Config(Section):
         return "\n".join(f"[{name}]\n" + _table(getattr(self, name)) for name in _sections())
 
     def digest(self) -> str:
-        """Returns the sha256, in hex, of everything that decides the result: all sections but output and runtime."""
-        told = self.model_dump(mode="json", exclude={"output", "runtime"})
+        """Returns the sha256, in hex, of everything that decides the result: all sections but network, output and runtime."""
+        told = self.model_dump(mode="json", exclude={"network", "output", "runtime"})
         return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -142,6 +146,20 @@ def parse_config(given: Mapping[str, Any]) -> Config:
         raise ConfigError("\n".join(sentences(error.errors(), _sections()))) from None
 
 
+def changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Returns the configuration with other values for some keys, checked again.
+
+    Args:
+      config: what it is but for the changes.
+      changes: section -> key -> value.
+
+    Raises:
+      ConfigError: as `parse_config`.
+    """
+    told = config.model_dump(mode="json")
+    return parse_config({name: section | dict(changes.get(name, {})) for name, section in told.items()})
+
+
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Returns the configuration of a TOML file (None for the defaults) with `a.b=c` overrides laid over it.
 
@@ -152,6 +170,14 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     """
     given = {} if path is None else _read(Path(path))
     _canonical_(given)
+    for override in overrides:
+        _lay_over_(given, override)
+    return parse_config(given)
+
+
+def with_changes(config: Config, overrides: Sequence[str]) -> Config:
+    """Returns a configuration with `a.b=c` overrides laid over it; raises as `load_config`."""
+    given = config.model_dump(mode="json")
     for override in overrides:
         _lay_over_(given, override)
     return parse_config(given)

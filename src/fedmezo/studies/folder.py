@@ -17,10 +17,11 @@ from fedmezo.studies.build import load_base
 from fedmezo.studies.config import Config, parse_config
 from fedmezo.zo.noise import NOISE_VERSION
 
-__all__ = ["DATA", "JOURNAL", "base_of", "new_folder", "opened", "rounds_upto", "writing"]
+__all__ = ["BEGUN", "DATA", "JOURNAL", "base_of", "new_folder", "opened", "rounds_upto", "writing"]
 
 JOURNAL = "journal.sqlite"
 DATA = "data.sha256"
+BEGUN = "start.json"  # what a journal does not hold and its readers want: dim, split
 _DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 

@@ -1,11 +1,10 @@
 """The effective rank of the Hessian that a configuration's training meets, by forward passes and by backpropagation."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -14,14 +13,13 @@ from fedmezo.data.prompt import Example
 from fedmezo.errors import ConfigError
 from fedmezo.fl.algorithm import Point
 from fedmezo.models.hessian import MATRICES, Matrix, PlainLoss, plain_loss, product, require_backprop
-from fedmezo.runtime.journal import Header, Journal
-from fedmezo.runtime.simulate import simulate
 from fedmezo.studies.build import Built, build, load_base
-from fedmezo.studies.config import Config, parse_config
+from fedmezo.studies.config import Config
 from fedmezo.studies.curvature import Batch, curvature_samples, default_mu, flaws
 from fedmezo.studies.rank_table import ALL, RankRow, rank_table, rank_words
+from fedmezo.studies.sampling import exact_config, led_on
 from fedmezo.theory.rank import Curvature, from_curvatures, from_spectrum, lanczos
-from fedmezo.zo.noise import NOISE_VERSION, derive_seed
+from fedmezo.zo.noise import derive_seed
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import step_
 
@@ -117,7 +115,7 @@ def rank_rows(config: Config, asked: Asked, *, say: Callable[[str], None] | None
     if asked.method != "forward":
         require_backprop()
     tell = say or (lambda _: None)
-    variant = _variant(config)
+    variant = exact_config(config, quantize="none")
     built = build(variant, loaded=load_base(variant, say=tell))
     if asked.spread:
         step_(built.bench.params, _SHIFT_SEED, coefficient=asked.spread, law="gaussian")
@@ -127,7 +125,7 @@ def rank_rows(config: Config, asked: Asked, *, say: Callable[[str], None] | None
     for after in dict.fromkeys((0, asked.after)):
         if after:
             tell(f"Training for {after} rounds.")
-            _train_(built, after)
+            deque(led_on(built, rounds=after), maxlen=0)
         loss = fmean(built.bench.losses([Point(built.bench.params, 0, 0.0, *batch) for batch in batches]))
         rows += _measured(_Place(built, asked, batches, after, mu, loss), tell)
     return rows
@@ -140,29 +138,10 @@ def layer_of(name: str) -> str:
     return ".".join(words[:-1] if number is None else words[: number + 1])
 
 
-def _variant(config: Config) -> Config:
-    told = config.model_dump(mode="json")
-    model = told["model"] | {"dtype": "float32", "quantize": "none"}
-    return parse_config(told | {"model": model, "algorithm": told["algorithm"] | {"law": "gaussian"}})
-
-
 def _batches(built: Built, count: int | None) -> list[Batch]:
     clients, steps = len(built.data.parts), built.config.federation.local_steps
     wanted = count if count is not None else min(clients, _MOST_BATCHES)
     return [(number % clients, *divmod(number // clients, steps)) for number in range(wanted)]
-
-
-def _train_(built: Built, rounds: int) -> None:
-    """Moves the parameters as the configuration's own run does in its first rounds."""
-    config = built.config
-    header = Header(
-        config=config.model_dump_json(), fingerprint=built.loaded.fingerprint, layout=built.bench.params.layout(),
-        law=config.algorithm.law, noise_version=NOISE_VERSION, package="", created="",
-    )  # fmt: skip
-    with TemporaryDirectory() as folder, Journal.create(Path(folder) / "journal", header) as journal:
-        clients = sorted(built.data.sizes)
-        for _ in simulate(built.algorithm, built.bench, journal=journal, clients=clients, rounds=rounds):
-            pass
 
 
 def _measured(place: _Place, tell: Callable[[str], None]) -> Iterator[RankRow]:

@@ -6,22 +6,26 @@ another pass through the client's data, so that no two batches of a sample know 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from fedmezo.errors import ConfigError
 from fedmezo.fl.algorithm import Point
 from fedmezo.models.bench import ModelBench
+from fedmezo.runtime.journal import Header, Journal
+from fedmezo.runtime.simulate import simulate
 from fedmezo.studies.build import Built
-from fedmezo.studies.config import Config, parse_config
+from fedmezo.studies.config import Config, changed
 from fedmezo.studies.curvature import curvature_samples, default_mu
 from fedmezo.studies.moments import Array
 from fedmezo.theory.rank import Curvature, from_curvatures
-from fedmezo.zo.noise import derive_seed
+from fedmezo.zo.noise import NOISE_VERSION, derive_seed
 from fedmezo.zo.params import Params
-from fedmezo.zo.perturb import apply_, step_
+from fedmezo.zo.perturb import step_
 
-__all__ = ["Asked", "Names", "Sampled", "exact_config", "places", "sample", "steps_apart"]
+__all__ = ["Asked", "Names", "Sampled", "exact_config", "led_on", "places", "sample", "steps_apart"]
 
 # (client, number) -> (round, step) of a batch; different numbers are independent batches.
 Names = Callable[[int, int], tuple[int, int]]
@@ -92,15 +96,18 @@ class Sampled:
     curvature: Curvature
 
 
-def exact_config(config: Config) -> Config:
+def exact_config(config: Config, *, quantize: str | None = None) -> Config:
     """Returns the configuration with float32 arithmetic and Gaussian directions, which the formulas are for.
 
-    Quantised weights stay so: they are another model. An explicit mu stays; "auto" becomes that of float32.
+    Quantised weights stay so, unless told: they are another model. An explicit mu stays; "auto" becomes that of
+    float32.
+
+    Args:
+      config: what would be run.
+      quantize: `model.quantize`; None for its own.
     """
-    told = config.model_dump(mode="json")
-    told["model"] |= {"dtype": "float32"}
-    told["algorithm"] |= {"law": "gaussian"}
-    return parse_config(told)
+    model = {"dtype": "float32"} | ({} if quantize is None else {"quantize": quantize})
+    return changed(config, {"model": model, "algorithm": {"law": "gaussian"}})
 
 
 def steps_apart(sizes: Sequence[int], *, batch: int, local_steps: int, count: int) -> Names:
@@ -125,20 +132,32 @@ def places(built: Built, asked: Asked) -> Iterator[tuple[str, Params]]:
 
     The bench's own parameters are changed and lent, so a model trained whole needs one copy only.
     """
-    params, algorithm, law = built.bench.params, built.algorithm, built.config.algorithm.law
+    params = built.bench.params
     yield "start", params
     start = params.clone()
-    step_(params, _SHIFT_SEED, coefficient=asked.spread, law=law)
+    step_(params, _SHIFT_SEED, coefficient=asked.spread, law=built.config.algorithm.law)
     yield f"start + {asked.spread:g} z", params
     params.copy_(start)
     del start
-    state = algorithm.init()
-    for point in range(1, asked.points - 1):
-        for _ in range(asked.rounds):
-            tasks = algorithm.plan(state, range(built.config.federation.clients))
-            state, update = algorithm.aggregate(state, algorithm.client(tasks, built.bench))
-            apply_(params, update, law=law)
-        yield f"after {point * asked.rounds} round{'s' * (point * asked.rounds > 1)}", params
+    for done in led_on(built, rounds=(asked.points - 2) * asked.rounds):
+        if done % asked.rounds == 0:
+            yield f"after {done} round{'s' * (done > 1)}", params
+
+
+def led_on(built: Built, *, rounds: int) -> Iterator[int]:
+    """Yields 1, 2, ... rounds, the bench's parameters being where the run has them then.
+
+    A rate that would be adapted stays at its start: no batches are judged on the way.
+    """
+    config = built.config
+    header = Header(
+        config=config.model_dump_json(), fingerprint=built.loaded.fingerprint, layout=built.bench.params.layout(),
+        law=config.algorithm.law, noise_version=NOISE_VERSION, package="", created="",
+    )  # fmt: skip
+    with TemporaryDirectory() as folder, Journal.create(Path(folder) / "journal", header) as journal:
+        clients = sorted(built.data.sizes)
+        for report in simulate(built.algorithm, built.bench, journal=journal, clients=clients, rounds=rounds):
+            yield report.round + 1
 
 
 def sample(

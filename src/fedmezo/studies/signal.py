@@ -20,7 +20,7 @@ from fedmezo.models.adapters import Adapter, make_adapter
 from fedmezo.models.bench import ModelBench
 from fedmezo.models.load import Loaded
 from fedmezo.studies.build import load_base
-from fedmezo.studies.config import Config, parse_config
+from fedmezo.studies.config import Config, changed, parse_config
 from fedmezo.studies.deal import read_data
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import step_
@@ -122,8 +122,9 @@ def signal_rows(
             f"The signal is measured for a LoRA adapter along at least 2 directions, got {config.adapter.kind} and "
             f"{directions} of them; set adapter.kind to lora."
         )
-    formats = [_variant(config, dtype, codes) for dtype in dtypes for codes in quantize]
-    plain = _variant(config, "float32", "none")
+    named = [{"dtype": dtype, "quantize": codes} for dtype in dtypes for codes in quantize]
+    formats = [changed(config, {"model": each}) for each in named]
+    plain = changed(config, {"model": {"dtype": "float32", "quantize": "none"}})
     tell = say or (lambda _: None)
     tell("float32, the yardstick.")
     base = load_base(plain)
@@ -139,11 +140,6 @@ def signal_rows(
             rows += _rows(each, asked, loaded, found=_measured(loaded, asked), yardstick=yardstick)
             del loaded
     return rows
-
-
-def _variant(config: Config, dtype: str, quantize: str) -> Config:
-    told = config.model_dump(mode="json")
-    return parse_config(told | {"model": told["model"] | {"dtype": dtype, "quantize": quantize}})
 
 
 def _rows(

@@ -15,12 +15,13 @@ __all__ = ["chosen_mu", "moved_words", "window_dict", "window_table", "window_wo
 def chosen_mu(config: Config, bench: ModelBench) -> tuple[float, tuple[str, ...]]:
     """Returns the customary mu unless its slopes are more error than signal, then the best one, and a sentence.
 
-    So most runs of a number format have the same mu, whatever a few directions say about the best: a run averages
-    thousands of slopes, and bears noise better than a mu that bends them.
+    It is left, too, where a loss at it, or nearer, is not finite. So most runs of a number format have the same mu,
+    whatever a few directions say about the best: a run averages thousands of slopes, and bears noise better than a mu
+    that bends them.
     """
     dtype, window = config.model.dtype, window_of(config, bench)
     usual = customary_mu(dtype)
-    if window.signal > 0 and window.error(usual) <= window.signal:
+    if window.signal > 0 and usual <= window.reach and window.error(usual) <= window.signal:
         return usual, ()
     mu = usual if window.best is None else float(f"{window.best:.2g}")
     return mu, (moved_words(window, usual=usual, dtype=dtype),)

@@ -212,7 +212,11 @@ def lanczos(product: Callable[[_Vector], _Vector], start: _Vector, *, steps: int
 
 
 def verdict(rank: float, interval: _Interval | None, *, limit: float) -> Verdict:
-    """Returns whether rank <= limit "holds", "fails", or is "open": the interval has both, or there is no rank."""
+    """Returns whether rank <= limit "holds", "fails", or is "open": the interval has both, or there is no rank.
+
+    Source: Assumption 1, tr(H) / |H|op <= r, where the paper works with r = 200; Conjecture 3.8, where the limit is the
+    LoRA rank.
+    """
     if interval is None or not math.isfinite(rank):
         return "open"
     if interval[1] <= limit:

@@ -8,7 +8,8 @@ from typing import Any
 
 from fedmezo.errors import ConfigError
 from fedmezo.studies.compare.terms import Budget, Terms
-from fedmezo.studies.config import Config, load_config, parse_config
+from fedmezo.studies.config import Config, changed, load_config
+from fedmezo.studies.descent import walk_passes
 from fedmezo.studies.settings import ALGORITHMS
 from fedmezo.studies.tomltext import toml
 
@@ -69,8 +70,8 @@ def variant(
 ) -> Config:
     """Returns one run's configuration: an arm's, with only its budget to end it.
 
-    A rate that decays over so many rounds cannot know when the budget ends it, so it is constant, unless rounds are
-    the budget.
+    A budget of rounds or forwards tells how many rounds there will be, so that all else is as in a run alone. No other
+    budget does; then what goes by the number of rounds is left out: decay, the adaptation of a rate, judged batches.
 
     Args:
       config: the arm's.
@@ -79,15 +80,28 @@ def variant(
       rate: `algorithm.rate`; None for the arm's own.
       data_seed: `data.seed`; None for the arm's own.
     """
-    rounds = math.ceil(budget["rounds"]) if "rounds" in budget else ENDLESS
+    blind = _blind(budget)
     changes: dict[str, dict[str, Any]] = {
-        "federation": {"seed": seed, "budget": dict(budget), "rounds": rounds},
-        "algorithm": ({} if rate is None else {"rate": rate}) | ({} if "rounds" in budget else {"decay": "constant"}),
+        "federation": {"seed": seed, "budget": dict(budget), "rounds": _rounds(config, budget)},
+        "algorithm": ({} if rate is None else {"rate": rate})
+        | ({"decay": "constant", "adapt": False} if blind else {}),
+        "guard": {"batches": 0} if blind and config.guard.batches is None else {},
         "data": {} if data_seed is None else {"seed": data_seed},
         "output": _KEPT,
     }
-    asked = config.model_dump(mode="json")
-    return parse_config({name: section | changes.get(name, {}) for name, section in asked.items()})
+    return changed(config, changes)
+
+
+def _blind(budget: Budget) -> bool:
+    """Whether only the run itself will tell how many rounds the budget is enough for."""
+    return not {"rounds", "forwards"} & set(budget)
+
+
+def _rounds(config: Config, budget: Budget) -> int:
+    if "rounds" in budget:
+        return math.ceil(budget["rounds"])
+    one = config.model_copy(update={"federation": config.federation.model_copy(update={"rounds": 1})})
+    return ENDLESS if _blind(budget) else min(ENDLESS, math.ceil(budget["forwards"] / walk_passes(one)))
 
 
 def arm_notes(arms: Mapping[str, Config], terms: Terms) -> list[str]:
@@ -96,15 +110,47 @@ def arm_notes(arms: Mapping[str, Config], terms: Terms) -> list[str]:
 
 
 def _changed(arms: Mapping[str, Config], terms: Terms) -> Iterator[str]:
-    decays = [label for label, config in arms.items() if config.algorithm.decay not in (None, "constant")]
-    if decays and any("rounds" not in budget for budget in (terms.budget, terms.tune_budget or terms.budget)):
-        yield (
-            f"algorithm.decay is constant here instead of what {', '.join(decays)} asked for: a decay goes by the "
-            "number of rounds, and the budget ends a run before that."
-        )
+    blind = [next(iter(each)) for each in (terms.budget, terms.tune_budget or terms.budget) if _blind(each)]
+    if blind:
+        yield from _left_out(arms, terms, kind=blind[0])
     own = [label for label, config in arms.items() if config.federation.budget not in ({}, dict(terms.budget))]
     if own:
         yield f"The comparison's budget takes the place of federation.budget in {', '.join(own)}."
+
+
+def _left_out(arms: Mapping[str, Config], terms: Terms, *, kind: str) -> Iterator[str]:
+    """Yields what arms do without, because a budget of this kind does not tell the number of rounds."""
+    why = f"the number of rounds, which a budget of {kind} does not tell"
+    decays = [label for label, config in arms.items() if config.algorithm.decay not in (None, "constant")]
+    if decays:
+        told = "algorithm.decay is constant here instead of what"
+        yield f"{told} {', '.join(decays)} asked for: a decay goes by {why}."
+    if adapted := _adapted(arms, terms):
+        yield (
+            f"Rates are constant here, where a run of {', '.join(adapted)} alone would adapt and then decay them: both "
+            f"go by {why}. Give the budget in rounds or forwards, or add --tune."
+        )
+    judged = [label for label, config in arms.items() if config.guard.batches is None and _walks(config)]
+    if judged:
+        yield (
+            f"Only the training loss of {', '.join(judged)} is watched for surges: how many batches a guard judges "
+            f"goes by {why}."
+        )
+
+
+def _walks(config: Config) -> bool:
+    return config.algorithm.name != "fedavg"
+
+
+def _adapted(arms: Mapping[str, Config], terms: Terms) -> list[str]:
+    """Returns the arms whose runs alone, at the rates of this comparison, would adapt them."""
+    given = terms.rate is not None or bool(terms.tune)
+    return [
+        label
+        for label, config in arms.items()
+        if _walks(config)
+        and (config.algorithm.adapt or (config.algorithm.adapt is None and config.algorithm.rate is None and not given))
+    ]
 
 
 def _unlike(arms: Mapping[str, Config]) -> Iterator[str]:
@@ -142,6 +188,12 @@ def _shared(arms: Mapping[str, Config], terms: Terms) -> Iterator[str]:
         yield f"{terms.jobs} runs went on at once, so seconds are those of a machine that was shared."
     if any(config.runtime.device != "cpu" for config in arms.values()):
         yield "Peak memory is the process' own on the host; the memory of a GPU is not in it."
+    adapted = _adapted(arms, terms)
+    if adapted and not _blind(terms.budget):
+        yield (
+            f"The rates of {', '.join(adapted)} are adapted; the forward passes that takes come on top of the budget, "
+            "as those that notice a surge do."
+        )
     names = {config.algorithm.name for config in arms.values()}
     if terms.kind == "tokens" and "fedavg" in names and len(names) > 1:
         yield "Tokens are what forward passes read, so this budget does not charge fedavg for its backward passes."

@@ -89,7 +89,7 @@ def absent(run: Vitals) -> Iterator[Finding]:
 
 
 def small(run: Vitals) -> Iterator[Finding]:
-    """Yields clients that hold fewer examples than a batch takes; known once a run has ended."""
+    """Yields clients that hold fewer examples than a batch takes."""
     split = run.summary.get("split")
     sizes = split.get("sizes", ()) if isinstance(split, Mapping) else ()
     batch = int(run.setting("federation.batch_size", 1))

@@ -37,7 +37,7 @@ def lower_rate(run: Vitals) -> float:
     """
     least, most = _CUT
     lower = run.pulses[0].rate / min(max(_growth(run)[0], least), most)
-    return min(lower, run.safe_rate) if run.walks and run.dim else lower
+    return min(lower, run.start_rate) if run.walks and run.dim else lower
 
 
 def _tamer(run: Vitals) -> str:
@@ -218,8 +218,8 @@ def _unseen(run: Vitals, found: Trend) -> Finding:
 
 
 def _bolder(run: Vitals) -> str:
-    slow = run.walks and run.dim and run.pulses[-1].rate < 0.5 * run.safe_rate
-    return f" First try algorithm.rate={run.safe_rate:.2g}, which is 0.3/sqrt(d)." if slow else ""
+    slow = run.walks and run.dim and run.pulses[-1].rate < 0.5 * run.start_rate
+    return f" First try algorithm.rate={run.start_rate:.2g}, which is 0.3/sqrt(d)." if slow else ""
 
 
 def reach(run: Vitals) -> Iterator[Finding]:
@@ -239,7 +239,7 @@ def reach(run: Vitals) -> Iterator[Finding]:
         return
     factor = _VISIBLE * start / whole
     rate = _latest_rate(run.pulses) * factor
-    capped = f"; 0.3/sqrt(d) = {run.safe_rate:.2g} is a safe start" if run.dim else ""
+    capped = f'; 0.3/sqrt(d) = {run.start_rate:.2g} is where "auto" starts' if run.dim else ""
     yield Finding(
         "out-of-reach",
         "problem",

@@ -107,14 +107,14 @@ def pace(run: Vitals) -> Iterator[Finding]:
         return
     rate, last = run.pulses[0].rate, run.pulses[-1]
     if run.walks and run.dim and not run.setting("algorithm.normalise") and rate > 0:
-        ratio, bare = rate / run.safe_rate, run.setting("algorithm.clip") == "none"
-        near = f"rate {rate:.2g} is {number(ratio, 2)} times 0.3/sqrt(d) = {run.safe_rate:.2g}"
+        ratio, bare = rate / run.start_rate, run.setting("algorithm.clip") == "none"
+        near = f"rate {rate:.2g} is {number(ratio, 2)} times 0.3/sqrt(d) = {run.start_rate:.2g}"
         if ratio > (4 if bare else 12):
             why = " and nothing clips the slopes" if bare else ""
-            advice = f"Expect a surge; begin with --set algorithm.rate={run.safe_rate:.2g}"
+            advice = f"Expect a surge; begin with --set algorithm.rate={run.start_rate:.2g}"
             yield Finding("rate-high", "warning", f"The {near}{why}.", advice, numbers={"rate": rate, "ratio": ratio})
         elif ratio < 1 / 30:
-            advice = f"Progress will hardly show; try --set algorithm.rate={run.safe_rate:.2g}"
+            advice = f"Progress will hardly show; try --set algorithm.rate={run.start_rate:.2g}"
             yield Finding("rate-low", "warning", f"The {near}.", advice, numbers={"rate": rate, "ratio": ratio})
     if run.setting("algorithm.decay", "constant") != "constant" and 0 < last.rate < 0.05 * rate * last.slowed:
         yield Finding(

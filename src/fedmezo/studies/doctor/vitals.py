@@ -15,9 +15,10 @@ from fedmezo.errors import ConfigError, JournalError
 from fedmezo.runtime.journal import Entry, Header, Journal, Round
 from fedmezo.zo.estimate import robust_scale
 
-__all__ = ["JOURNAL", "Pulse", "Visit", "Vitals", "read"]
+__all__ = ["BEGUN", "JOURNAL", "Pulse", "Visit", "Vitals", "read"]
 
-JOURNAL = "journal.sqlite"
+# As in studies/folder.py, which takes long to import.
+JOURNAL, BEGUN = "journal.sqlite", "start.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Vitals:
       pulses: one per complete round.
       evaluations: (round, split, metrics); round -1 is the untrained model.
       events: (round, kind, detail).
-      summary: the run's summary; empty while it is in progress.
+      summary: the run's summary; while it is in progress, what was written at its start.
       broken: why the journal could not be read further; empty if it could.
       method: "walk", or how backpropagation went; empty before the first round.
       steps: local steps of the newest round.
@@ -113,8 +114,8 @@ class Vitals:
         return self.method == "walk"
 
     @property
-    def safe_rate(self) -> float:
-        """0.3 / sqrt(d), a rate that is safe to start with; nan when d is not known."""
+    def start_rate(self) -> float:
+        """0.3 / sqrt(d), where a rate of "auto" starts; nan when d is not known."""
         return 0.3 / math.sqrt(self.dim) if self.dim else math.nan
 
     @property
@@ -181,7 +182,7 @@ def read(folder: Path) -> Vitals:
     path = folder / JOURNAL
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run (no {JOURNAL} in it); give the folder that `fedmezo run` made.")
-    summary = _object(folder / "summary.json")
+    summary = _object(folder / BEGUN) | _object(folder / "summary.json")
     with Journal.open(path, readonly=True) as journal:
         pulses, last, broken = _pulses(journal)
         task = last.entries[0].task if last is not None and last.entries else None
