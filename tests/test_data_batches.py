@@ -93,7 +93,7 @@ def test_impossible_batches_are_refused(changes, sentence):
 @pytest.mark.parametrize(
     ("point", "sentence"),
     [
-        ((3, 0, 0), "client: expected 0 <= client < 3, got 3"),
+        ((3, 0, 0), "client: expected one of the 3 that have data here, got 3"),
         ((-1, 0, 0), "client: expected"),
         ((0, -1, 0), "round: expected 0 or more, got -1"),
         ((0, 0, 3), "step: expected 0 <= step < 3, got 3"),

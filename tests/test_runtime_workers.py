@@ -130,12 +130,15 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, workers, stop,
 class Late:
     """Walks when it is asked for the replies, from the model as it was; keeps the order of things."""
 
-    apart = True
+    apart, distant = True, False
 
     def __init__(self) -> None:
         self.told = []
 
-    def start(self, tasks, params):
+    def there(self, clients):
+        return clients
+
+    def start(self, tasks, params, tell):
         self.told.append(("start", tasks[0].round))
         bench = quadratic_bench()
         bench.params.copy_(params)

@@ -1,6 +1,6 @@
 """Batches as a pure function of (seed, client, round, step): there is no loader state to save or resume."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedmezo.data.prompt import Example
 from fedmezo.data.split import shuffled
@@ -17,8 +17,15 @@ class Batches:
     each epoch in an order of its own. So every example is seen once per epoch, whatever the batch size.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Example]], *, batch_size: int, local_steps: int, seed: int) -> None:
-        """Keeps references to each client's examples.
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Example]] | Mapping[int, Sequence[Example]],
+        *,
+        batch_size: int,
+        local_steps: int,
+        seed: int,
+    ) -> None:
+        """Keeps references to each client's examples: client -> examples, or in client order.
 
         Raises:
           DataError: no client, a client without examples, or a count below 1.
@@ -30,7 +37,9 @@ class Batches:
         ):
             if value < 1:
                 raise DataError(f"{name}: expected at least 1, got {value}.")
-        empty = [client for client, part in enumerate(parts) if not part]
+        named = parts.items() if isinstance(parts, Mapping) else enumerate(parts)
+        self._parts = {client: tuple(part) for client, part in named}
+        empty = [client for client, part in self._parts.items() if not part]
         if empty:
             raise DataError(
                 f"Client {empty[0]} has no training example ({len(empty)} of {len(parts)} have none); "
@@ -39,23 +48,23 @@ class Batches:
         self.batch_size = batch_size
         self.local_steps = local_steps
         self.seed = seed
-        self._parts = tuple(tuple(part) for part in parts)
         self._orders: dict[int, tuple[int, tuple[int, ...]]] = {}
 
     def __call__(self, client: int, round: int, step: int) -> tuple[Example, ...]:
         """Returns the batch of one local step: batch_size examples, a pure function of its arguments.
 
         Args:
-          client: 0 <= client < clients.
+          client: one that has examples here.
           round: 0 or later.
           step: local step within the round, 0 <= step < local_steps.
 
         Raises:
           DataError: an argument out of its range.
         """
-        for name, value, limit in (("client", client, self.clients), ("step", step, self.local_steps)):
-            if not 0 <= value < limit:
-                raise DataError(f"{name}: expected 0 <= {name} < {limit}, got {value}.")
+        if client not in self._parts:
+            raise DataError(f"client: expected one of the {self.clients} that have data here, got {client}.")
+        if not 0 <= step < self.local_steps:
+            raise DataError(f"step: expected 0 <= step < {self.local_steps}, got {step}.")
         if round < 0:
             raise DataError(f"round: expected 0 or more, got {round}.")
         first = (round * self.local_steps + step) * self.batch_size

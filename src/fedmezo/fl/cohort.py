@@ -15,8 +15,11 @@ Decay = Literal["constant", "linear", "cosine", "wsd"]
 
 
 def draw_cohort(seed: int, round: int, clients: Sequence[int], size: int) -> list[int]:
-    """Returns `size` of the clients in ascending order, drawn without replacement; named by (seed, round)."""
-    return sorted(random.Random(derive_seed("cohort", seed, round)).sample(sorted(clients), size))
+    """Returns `size` of the clients, or all if they are fewer, in ascending order; named by (seed, round).
+
+    They are drawn without replacement.
+    """
+    return sorted(random.Random(derive_seed("cohort", seed, round)).sample(sorted(clients), min(size, len(clients))))
 
 
 def decayed(decay: Decay, round: int, rounds: int) -> float:

@@ -9,8 +9,9 @@ Sums are rounded to float32 once and the model once, while the path rounds once 
 by at most (R + 2) / 2 float32 units of each parameter, plus 2**-24 of the sum of |sums[j] z_j|.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import add_sum_, apply_
 from fedmezo.zo.seedsum import SeedSum, Update
 
-__all__ = ["Cost", "Downlink", "Offer", "Pull", "catch_up_", "cheapest"]
+__all__ = ["Cost", "Downlink", "Offer", "Pull", "Tell", "catch_up_", "cheapest"]
 
 Pull = Literal["pairs", "sums", "dense"]
 NOISE_PER_SECOND = 1e9  # entries of directions a client adds per second; one core of the machines measured does 1.3e9
@@ -68,6 +69,10 @@ class Offer:
     kind: Pull
     content: tuple[News, ...] | Sums = ()
     bytes: int = 0
+
+
+# How many rounds a client's model has behind it -> what brings it up to date.
+Tell = Callable[[int], Offer]
 
 
 @dataclass
@@ -122,18 +127,30 @@ class Downlink:
             self._first += 1
 
     def offers(self, tasks: Sequence[Task], sums: NDArray[np.float64] | None) -> list[Offer]:
-        """Returns what brings each task's client up to date; clients who miss the same rounds get the same object.
+        """Returns what brings each task's client up to date if it heard of the last round it took part in.
+
+        Clients who miss the same rounds get the same object.
 
         Args:
           tasks: the tasks of one round.
           sums: the model minus its base by candidate seed; None when directions are fresh.
         """
+        tell = self.tell(tasks, sums)
+        return [tell(self._seen.get(task.client, 0)) for task in tasks]
+
+    def tell(self, tasks: Sequence[Task], sums: NDArray[np.float64] | None) -> Tell:
+        """Returns what says which offer brings a client up to date, for any number of rounds it has; as `offers`."""
         if not tasks or tasks[0].method != "walk" or tasks[0].dense:
-            return [Offer("dense", bytes=self._dense_cost().bytes)] * len(tasks)
+            return lambda held: Offer("dense", bytes=self._dense_cost().bytes)
         packed, size = self._packed(tasks[0], sums)
-        since = [self._seen.get(task.client, 0) - self._first for task in tasks]
-        by_since = {missed: self._offer(missed, packed, size) for missed in set(since)}
-        return [by_since[missed] for missed in since]
+
+        @cache
+        def offer(held: int) -> Offer:
+            # Who has rounds that are not there any more begins anew.
+            since = held if held <= self._first + len(self._news) else 0
+            return self._offer(since - self._first, packed, size)
+
+        return offer
 
     def _packed(self, task: Task, sums: NDArray[np.float64] | None) -> tuple[Sums | None, int]:
         """Returns the sums as they travel, the same for all clients of a round, and their bytes."""

@@ -18,13 +18,14 @@ from typing import Generic, TypeGuard, TypeVar
 
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm, Task
+from fedmezo.runtime.events import absences, oddities
 from fedmezo.runtime.guard import Guard, OnSurge
 from fedmezo.runtime.journal import LOOK, SLOW, Entry, Journal, Round, replay, update_of
 from fedmezo.runtime.lookout import Lookout
 from fedmezo.runtime.meter import Stopwatch
 from fedmezo.runtime.pace import Look, factor_of, line, mean, rose, start_of
 from fedmezo.runtime.progress import RoundReport, report_of
-from fedmezo.runtime.pull import Downlink, Offer, catch_up_
+from fedmezo.runtime.pull import Downlink, Offer, Tell, catch_up_
 from fedmezo.runtime.walkers import Here, MeteredBench, Walked, Walkers, checksum
 from fedmezo.runtime.wire import Sums, decode_reply, decode_task, encode_reply, encode_task
 from fedmezo.zo.noise import Law
@@ -178,7 +179,7 @@ class Simulation(Generic[S]):
         at, losses, events, spent = done.round + 1, lookout.losses(), list(done.events), len(lookout.places)
         if rose(losses, self.look.lowest) and _SURGE not in dict(events):
             rise = f"from {mean(self.look.lowest):.4g} to {mean(losses):.4g}"
-            events += [(_SURGE, f"the loss on {spent} fixed batches rose {rise}"), *self._answer()]
+            events += self._surge(f"the loss on {spent} fixed batches rose {rise}")
         elif lookout.pace.sets_rate(at) and _SURGE not in dict(events):
             since = [*map(self.journal.round, range(self.look.at, done.round)), done]
             updates = list(map(update_of, since))
@@ -189,8 +190,9 @@ class Simulation(Generic[S]):
         self.look = self.look.then(at, losses, forwards=spent)
         return replace(done, events=(*events, (LOOK, self.look.to_json())))
 
-    def _answer(self) -> list[tuple[str, str]]:
-        return [(SLOW, "0.5")] if self.on_surge == "halve" else []
+    def _surge(self, text: str) -> list[tuple[str, str]]:
+        """Returns the events of a surge, and of what is done about it at once."""
+        return [(_SURGE, text), *([(SLOW, "0.5")] if self.on_surge == "halve" else [])]
 
     def _wanted(self, number: int) -> bool:
         return number < self.rounds and not self._exhausted
@@ -204,23 +206,27 @@ class Simulation(Generic[S]):
     def _send(self, number: int) -> _Sent:
         """Plans a round and gives its tasks to the walkers, each through its bytes."""
         watch, before = Stopwatch(), checksum(self.bench.params)
-        planned = self.algorithm.plan(self.state, self.clients)
-        offers = self._down.offers(planned, self.algorithm.sums(self.state))
+        planned = self.algorithm.plan(self.state, self._walkers.there(self.clients))
+        sums = self.algorithm.sums(self.state)
+        offers, tell = self._down.offers(planned, sums), self._down.tell(planned, sums)
         sent = [encode_task(task) for task in planned]
         tasks = [decode_task(data)[0] for data in sent]
         sizes = [len(data) + offer.bytes for data, offer in zip(sent, offers, strict=True)]
         seconds = watch.lap()
-        return _Sent(number, tasks, sizes, list(self._begin(tasks, offers)), before, seconds)
+        return _Sent(number, tasks, sizes, list(self._begin(tasks, offers, tell)), before, seconds)
 
-    def _begin(self, tasks: Sequence[Task], offers: Sequence[Offer]) -> Iterator[Callable[[], Walked]]:
+    def _begin(self, tasks: Sequence[Task], offers: Sequence[Offer], tell: Tell) -> Iterator[Callable[[], Walked]]:
         """Yields what waits for replies; clients who pull sums in 16 bits walk from the model these sums make."""
+        if self._walkers.distant:
+            yield self._walkers.start(tasks, self.bench.params, tell)
+            return
         plain = [t for t, offer in zip(tasks, offers, strict=True) if not _rounded(offer.content)]
         pulled = [(t, offer.content) for t, offer in zip(tasks, offers, strict=True) if _rounded(offer.content)]
         if plain:
-            yield self._walkers.start(plain, self.bench.params)
+            yield self._walkers.start(plain, self.bench.params, tell)
         if pulled:
             with self._made_of(pulled[0][1], law=pulled[0][0].law):
-                yield self._walkers.start([task for task, _ in pulled], self.bench.params)
+                yield self._walkers.start([task for task, _ in pulled], self.bench.params, tell)
 
     def _receive(self, sent: _Sent) -> Round:
         """Takes the replies, each through its bytes, and moves the model; returns the round, not yet judged."""
@@ -228,7 +234,7 @@ class Simulation(Generic[S]):
         watch = Stopwatch()
         if checksum(self.bench.params) != sent.before:
             raise RunError(f"Round {sent.number}: the clients changed the shared model, a bug; please report it.")
-        entries = self._entries(sent, [encode_reply(reply) for one in walked for reply in one.replies])
+        entries = self._entries(sent, walked)
         finite = [entry.reply.loss for entry in entries if math.isfinite(entry.reply.loss)]
         loss = fmean(finite) if finite else math.nan
         self.guard, surged = self.guard.observe(sent.number, loss)
@@ -241,21 +247,27 @@ class Simulation(Generic[S]):
             seconds=sent.seconds + sum(one.seconds for one in walked) + watch.lap(),
             forwards=sum(one.forwards for one in walked),
             tokens=sum(one.tokens for one in walked),
-            events=tuple(self._events(loss, entries, surged=surged)),
+            events=(*absences(walked), *oddities(entries), *(self._surge(_surged(loss)) if surged else ())),
         )
         self._remember(done)
         return done
 
-    def _entries(self, sent: _Sent, received: Sequence[bytes]) -> list[Entry]:
-        """Adds the replies to the model; returns who was asked and answered what, at which weight and size."""
+    def _entries(self, sent: _Sent, walked: Sequence[Walked]) -> list[Entry]:
+        """Adds the replies to the model; returns who answered what, at which weight and size."""
+        received = [encode_reply(reply) for one in walked for reply in one.replies]
         replies = [decode_reply(data) for data in received]
         self.state, update = self.algorithm.aggregate(self.state, replies)
         apply_(self.bench.params, update, law=sent.tasks[0].law)
         weights = dict(zip(sorted(reply.client for reply in replies), update.weights, strict=True))
-        by_client = {reply.client: (reply, len(data)) for reply, data in zip(replies, received, strict=True)}
+        down = {task.client: size for task, size in zip(sent.tasks, sent.sizes, strict=True)}
+        sizes = {reply.client: (down[reply.client], len(data)) for reply, data in zip(replies, received, strict=True)}
+        for one in walked:
+            sizes |= one.sizes or {}
+        by_client = {reply.client: reply for reply in replies}
         return [
-            Entry(task, by_client[task.client][0], weights[task.client], size, by_client[task.client][1])
-            for task, size in zip(sent.tasks, sent.sizes, strict=True)
+            Entry(task, by_client[task.client], weights[task.client], *sizes[task.client])
+            for task in sent.tasks
+            if task.client in by_client
         ]
 
     @contextmanager
@@ -269,22 +281,6 @@ class Simulation(Generic[S]):
             yield
         finally:
             self.bench.params.copy_(now)
-
-    def _events(self, loss: float, entries: Sequence[Entry], *, surged: bool) -> Iterator[tuple[str, str]]:
-        skipped = sum(entry.reply.skipped for entry in entries)
-        if skipped:
-            yield "skipped", f"{skipped} directions skipped: a loss was not finite; lower rate or mu, or use float32"
-        slopes = [slope for entry in entries for slope in entry.reply.slopes]
-        if slopes and not any(slopes):
-            yield (
-                "zero-slope",
-                "every slope was 0: the loss does not depend on the trained parameters, or mu is too small",
-            )
-        if all(entry.task.rate == 0 for entry in entries):
-            yield "zero-rate", "the learning rate was 0 for every client"
-        if surged:
-            yield _SURGE, f"training loss surged to {loss:.4g}"
-            yield from self._answer()
 
     def _roll_back_(self) -> None:
         """Goes back to the best round, to half the rate or less; a kill on the way only means that it surges again."""
@@ -301,6 +297,10 @@ class Simulation(Generic[S]):
         if self._start is not None:
             self._start.restore_(self.bench.params)
         self._restore_()
+
+
+def _surged(loss: float) -> str:
+    return f"training loss surged to {loss:.4g}"
 
 
 def _rounded(content: object) -> TypeGuard[Sums]:

@@ -29,6 +29,7 @@ from fedmezo import errors
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Task
 from fedmezo.runtime.frames import bits_of, get, put
+from fedmezo.runtime.pull import Tell
 from fedmezo.runtime.walkers import Walked, checksum
 from fedmezo.runtime.wire import decode_reply, encode_task
 from fedmezo.runtime.worker import Recipe
@@ -50,6 +51,7 @@ class Workers:
     """
 
     apart = True
+    distant = False
 
     def __init__(self, recipe: Recipe, count: int) -> None:
         if count < 1:
@@ -84,7 +86,11 @@ class Workers:
         """The process numbers."""
         return tuple(worker.process.pid for worker in self._workers)
 
-    def start(self, tasks: Sequence[Task], params: Params) -> Callable[[], Walked]:
+    def there(self, clients: Sequence[int]) -> Sequence[int]:
+        """Returns all of them."""
+        return clients
+
+    def start(self, tasks: Sequence[Task], params: Params, tell: Tell) -> Callable[[], Walked]:
         """Begins the walks from `params` as they are now; returns what waits for the replies, in task order.
 
         Raises:

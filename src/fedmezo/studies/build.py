@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fedmezo.data.batches import Batches
+from fedmezo.data.prompt import Example
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm
 from fedmezo.models.adapters import make_adapter
@@ -79,20 +80,20 @@ def load_base(config: Config, *, say: Say = silent) -> Loaded:
     return load_model(base.name, revision=base.revision, dtype=base.dtype, device=device, quantize=quantize, say=say)
 
 
-def build_model(config: Config, loaded: Loaded, *, data: FederatedData | None = None) -> Tuned:
+def build_model(config: Config, loaded: Loaded, *, parts: Mapping[int, Sequence[Example]] | None = None) -> Tuned:
     """Returns the model with untrained parameters, the same on every machine for the same configuration.
 
     Args:
       config: what to build.
       loaded: its base model.
-      data: what to train on; without it the model can only be rebuilt, judged and written.
+      parts: client -> what it trains on; without it the model can only be rebuilt, judged and written.
     """
     federation, settings = config.federation, config.adapter
     batches = (
         None
-        if data is None
+        if parts is None
         else Batches(
-            data.parts, batch_size=federation.batch_size, local_steps=federation.local_steps, seed=federation.seed
+            parts, batch_size=federation.batch_size, local_steps=federation.local_steps, seed=federation.seed
         )
     )
     adapter = make_adapter(
@@ -135,7 +136,7 @@ def build(config: Config, *, loaded: Loaded | None = None, measure: bool = True)
     base = loaded if loaded is not None else load_base(config)
     fitted, notes = _fitted(config, base.window)
     data = read_data(fitted, base.tokenizer)
-    tuned = build_model(fitted, base, data=data)
+    tuned = build_model(fitted, base, parts=dict(enumerate(data.parts)))
     if measure and config.algorithm.mu is None and config.algorithm.name != "fedavg":
         mu, told = chosen_mu(tuned.config, tuned.bench)
         algorithm = tuned.config.algorithm.model_copy(update={"mu": mu})

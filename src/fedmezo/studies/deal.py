@@ -16,7 +16,7 @@ from fedmezo.errors import ConfigError, DataError
 from fedmezo.models.read import quiet
 from fedmezo.studies.config import Config
 
-__all__ = ["SEEN", "FederatedData", "read_data"]
+__all__ = ["SEEN", "FederatedData", "read_data", "read_own"]
 
 CLIENT_EVAL_SHARE = 0.1
 LONG_INPUT = "input longer than data.max_input"
@@ -99,6 +99,15 @@ def read_data(config: Config, tokenizer: Tokenizer) -> FederatedData:
     evaluation = {name: _some(found, config.eval.examples, name) for name, found in [("eval", common), *apart.items()]}
     dropped = {reason: many for reason, many in {**read.dropped, SEEN: seen}.items() if many}
     return FederatedData(parts, evaluation, report, dropped, tuple(judged))
+
+
+def read_own(config: Config, tokenizer: Tokenizer) -> tuple[Example, ...]:
+    """Returns all examples of data.path or data.name, for a client that shares them with nobody.
+
+    Raises:
+      ConfigError, DataError: as `read_data`.
+    """
+    return _read(config, tokenizer).examples
 
 
 def _read(config: Config, tokenizer: Tokenizer) -> _Read:

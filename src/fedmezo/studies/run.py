@@ -7,6 +7,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from fedmezo import __version__
 from fedmezo.channels import plain
 from fedmezo.errors import ConfigError, JournalError
 from fedmezo.runtime.journal import LOOK, Header, Journal
+from fedmezo.runtime.line import Line
 from fedmezo.runtime.lookout import Lookout
 from fedmezo.runtime.meter import peak_rss_mb
 from fedmezo.runtime.pace import Look
@@ -24,8 +26,9 @@ from fedmezo.runtime.walkers import Walkers
 from fedmezo.studies.build import Built, build, build_downlink, load_base, walkers_of
 from fedmezo.studies.config import Config
 from fedmezo.studies.descent import build_lookout, cost_of
-from fedmezo.studies.folder import DATA, JOURNAL, base_of, new_folder, opened, writing
+from fedmezo.studies.folder import BEGUN, DATA, JOURNAL, base_of, new_folder, opened, writing
 from fedmezo.studies.judge import judge
+from fedmezo.studies.network import NETWORK, connected
 from fedmezo.studies.uses import evaluate, export, rollback, save, verify
 from fedmezo.studies.watch import NullWatch, TensorBoardWatch, Watch, Watchers
 from fedmezo.zo.noise import NOISE_VERSION
@@ -78,13 +81,16 @@ class Summary:
         return asdict(self)
 
 
-def run(config: Config, *, out: Path | str | None = None, watch: Watch | None = None) -> Summary:
+def run(
+    config: Config, *, out: Path | str | None = None, watch: Watch | None = None, line: Line | None = None
+) -> Summary:
     """Runs a configuration from its first round to its last and returns the summary.
 
     Args:
       config: what to do.
       out: the run's folder; else `output.dir`; else a new one under runs/.
       watch: told of every round.
+      line: the way to clients on other machines; None simulates them.
 
     Raises:
       ConfigError: the folder holds a run already, or cannot be written.
@@ -99,6 +105,7 @@ def run(config: Config, *, out: Path | str | None = None, watch: Watch | None = 
         noise_version=NOISE_VERSION,
         package=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        kind="simulation" if line is None else NETWORK,
     )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,11 +114,18 @@ def run(config: Config, *, out: Path | str | None = None, watch: Watch | None = 
         with writing(folder):
             (folder / "config.toml").write_text(built.config.to_toml(), encoding="utf-8")
             (folder / DATA).write_text(built.data.digest() + "\n", encoding="utf-8")
-        return _go_on(built, journal, folder=folder, watch=watch)
+            known = {"dim": built.bench.params.dim, "split": built.data.split.as_dict()}
+            (folder / BEGUN).write_text(json.dumps(plain(known), allow_nan=False) + "\n", encoding="utf-8")
+        return _go_on(built, journal, folder=folder, watch=watch, line=line)
 
 
 def resume(
-    folder: Path | str, *, rounds: int | None = None, workers: int | None = None, watch: Watch | None = None
+    folder: Path | str,
+    *,
+    rounds: int | None = None,
+    workers: int | None = None,
+    watch: Watch | None = None,
+    line: Line | None = None,
 ) -> Summary:
     """Goes on where the journal ends, with the bits of a run that was never interrupted.
 
@@ -120,6 +134,7 @@ def resume(
       rounds: run to this many rounds instead of the configured number; a decaying rate follows the new number.
       workers: walk in so many processes instead of the configured number.
       watch: told of every round.
+      line: the way to clients on other machines; None simulates them.
 
     Raises:
       ConfigError: the folder holds no run, or more rounds than `rounds`.
@@ -144,22 +159,34 @@ def resume(
                 f"The data has changed since {folder} began: its records give other batches now; restore them, or "
                 f"delete {known} to go on with the new ones."
             )
-        return _go_on(built, journal, folder=folder, watch=watch)
+        return _go_on(built, journal, folder=folder, watch=watch, line=line)
 
 
-def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None) -> Summary:
+def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None, line: Line | None) -> Summary:
     watched = _watchers(built, watch or NullWatch(), folder=folder)
     watched.start(_facts(built, folder, done=journal.last))
     lookout = build_lookout(built.config, built.bench)
     for note in (*built.notes, *cost_of(lookout, built.config)):
         watched.note(note)
-    with walkers_of(built) as walkers:
+    with _walkers(built, journal, line, folder=folder, watch=watched) as (built, walkers):
         for report in _reports(built, journal, walkers=walkers, lookout=lookout):
             watched.round(report)
     summary = summarise(built, journal, folder=folder)
     _keep(built, journal, folder=folder, summary=summary, watch=watched)
     watched.finish(summary.as_dict())
     return summary
+
+
+@contextmanager
+def _walkers(
+    built: Built, journal: Journal, line: Line | None, *, folder: Path, watch: Watch
+) -> Iterator[tuple[Built, Walkers | None]]:
+    """Lends whoever walks, with the run's objects as they are then."""
+    if line is not None:
+        yield connected(built, journal, line, folder=folder, watch=watch)
+        return
+    with walkers_of(built) as walkers:
+        yield built, walkers
 
 
 def _reports(

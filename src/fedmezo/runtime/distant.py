@@ -1,0 +1,277 @@
+"""Clients on other machines as the walkers of a run: who is asked, how long is waited, and what is done about failures.
+
+A round closes when everyone asked has answered or failed, or at its deadline, provided that as many replies as its
+quorum are there. Short of that, those who did not answer are asked again, wherever they are by then, until the patience
+is over. A client whose model is not the one a task starts from says so, and is sent what it lacks in the same round.
+What comes after a round has closed is counted, and otherwise dropped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedmezo.errors import RunError, WireError
+from fedmezo.fl.algorithm import Reply, Task
+from fedmezo.runtime.calls import (
+    UNCHECKED,
+    Behind,
+    Done,
+    Refused,
+    Stranger,
+    Walk,
+    check_of,
+    decode_answer,
+    encode_request,
+)
+from fedmezo.runtime.line import Parcel, Returned
+from fedmezo.runtime.pull import Tell
+from fedmezo.runtime.roster import Roster
+from fedmezo.runtime.walkers import Absence, Walked
+from fedmezo.runtime.wire import Sums, Values, decode_reply, encode_task
+from fedmezo.zo.params import Params
+
+__all__ = ["Distant", "Terms"]
+
+_POLL = 0.1  # seconds between looks at what came back
+_PAUSE = 5.0  # seconds before a client that failed is asked again
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How long is waited.
+
+    Attributes:
+      quorum: replies that a round needs; None for half of those asked, rounded up.
+      deadline: seconds after which a round closes without the others.
+      patience: seconds after which a run ends that has no quorum.
+      start: clients that have to be there before the first round; None for all.
+    """
+
+    quorum: int | None = None
+    deadline: float = 600.0
+    patience: float = 600.0
+    start: int | None = None
+
+
+@dataclass
+class Distant:
+    """Clients on other machines; a `Walkers`.
+
+    Attributes:
+      roster: who is there.
+      terms: how long is waited.
+    """
+
+    roster: Roster
+    terms: Terms
+    apart = True
+    distant = True
+    _late: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _began: bool = False
+
+    def there(self, clients: Sequence[int]) -> Sequence[int]:
+        """Returns those of the clients that are there; waits for all of them once, then for a quorum.
+
+        Raises:
+          RunError: too few were there when the patience was over.
+        """
+        start = len(clients) if self.terms.start is None else self.terms.start
+        enough = start if not self._began else self._quorum(len(clients))
+        began = time.monotonic()
+        while True:
+            self.roster.greet()
+            found = [client for client in clients if client in self.roster.there()]
+            over = time.monotonic() - began > self.terms.patience
+            if len(found) >= (self._quorum(len(clients)) if over else enough):
+                self._began = True
+                return found
+            if over:
+                away = [client for client in clients if client not in found]
+                raise RunError(
+                    f"Only {len(found)} of {len(clients)} clients are there after {self.terms.patience:g} s, clients "
+                    f"{_listed(away)} are not; start them and go on with `fedmezo server --resume`."
+                )
+            time.sleep(_POLL)
+
+    def start(self, tasks: Sequence[Task], params: Params, tell: Tell) -> Callable[[], Walked]:
+        """Asks the clients of the tasks to walk from `params` as they are now; returns what waits for the replies."""
+        asking = _Asking(self, tasks, params, tell)
+        asking.ask([task.client for task in tasks])
+        return asking.wait
+
+    def _quorum(self, asked: int) -> int:
+        wanted = math.ceil(asked / 2) if self.terms.quorum is None else self.terms.quorum
+        return max(1, min(wanted, asked))
+
+    def _take_late(self) -> list[Absence]:
+        """Returns what came too late since the last call."""
+        late = []
+        for back in self.roster.line.receive(self._late):
+            client, round_number = self._late.pop(back.ticket)
+            if back.payload is not None:
+                told = f"client {client} answered round {round_number} after that was closed"
+                late.append(Absence(client, "stale", told))
+        return late
+
+
+@dataclass
+class _Sent:
+    """A task on its way."""
+
+    client: int
+    node: int
+    bytes: int
+    exact: bool
+
+
+class _Asking:
+    """One round: what was asked of whom, and what came of it."""
+
+    def __init__(self, owner: Distant, tasks: Sequence[Task], params: Params, tell: Tell) -> None:
+        self._owner, self._params, self._tell = owner, params, tell
+        self._tasks = {task.client: task for task in tasks}
+        self._check = check_of(owner.roster.hello.run, params.digest())
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in params}
+        self._began = time.monotonic()
+        self._sent: dict[str, _Sent] = {}
+        self._replies: dict[int, tuple[Reply, Done]] = {}
+        self._failed: dict[int, tuple[float, str, str]] = {}
+        self._down: dict[int, int] = dict.fromkeys(self._tasks, 0)
+        self._up: dict[int, int] = dict.fromkeys(self._tasks, 0)
+
+    def ask(self, clients: Sequence[int]) -> None:
+        """Sends these clients their tasks; one that is away has failed for now."""
+        seats, parcels, going = self._owner.roster.there(), [], []
+        for client in clients:
+            if client not in seats:
+                self._fail(client, "away", "is not there")
+                continue
+            data, exact = self._packed(client, seats[client].held, exact=seats[client].exact)
+            parcels.append(Parcel(seats[client].node, data))
+            going.append(_Sent(client, seats[client].node, len(data), exact))
+        for sent, ticket in zip(going, self._owner.roster.line.send(parcels) if parcels else (), strict=True):
+            if ticket is None:
+                self._fail(sent.client, "away", "could not be reached")
+                continue
+            self._failed.pop(sent.client, None)
+            self._sent[ticket] = sent
+            self._down[sent.client] += sent.bytes
+
+    def _packed(self, client: int, held: int, *, exact: bool) -> tuple[bytes, bool]:
+        """Returns the bytes of a client's task, and whether its model will have the server's bits."""
+        task, offer = self._tasks[client], self._tell(held)
+        content: Any = offer.content
+        if offer.kind == "dense":
+            content, exact = Values({name: tensor.detach().cpu() for name, tensor in self._params}), True
+        elif isinstance(content, Sums):
+            exact = False
+        check = self._check if exact else UNCHECKED
+        return encode_request(Walk(check, encode_task(task, content))), exact
+
+    def wait(self) -> Walked:
+        """Returns the replies, in the tasks' order, when the round closes.
+
+        Raises:
+          RunError: the patience was over without a quorum.
+        """
+        owner, terms = self._owner, self._owner.terms
+        quorum, late = owner._quorum(len(self._tasks)), []
+        while True:
+            owner.roster.greet()
+            late += owner._take_late()
+            for back in owner.roster.line.receive(self._sent):
+                self._heard(self._sent.pop(back.ticket), back)
+            passed = time.monotonic() - self._began
+            enough = len(self._replies) >= quorum
+            if len(self._replies) == len(self._tasks) or (enough and (not self._sent or passed > terms.deadline)):
+                return self._closed(late)
+            if passed > max(terms.patience, terms.deadline):
+                raise RunError(self._short_of(quorum))
+            self._ask_again(enough=enough)
+            time.sleep(_POLL)
+
+    def _ask_again(self, *, enough: bool) -> None:
+        """Asks those once more who are elsewhere than their task, and, while replies are wanting, those who failed."""
+        seats, now = self._owner.roster.there(), time.monotonic()
+        for ticket, sent in list(self._sent.items()):
+            seat = seats.get(sent.client)
+            if seat is not None and seat.node != sent.node:
+                del self._sent[ticket]
+                self.ask([sent.client])
+        for client, (when, _, _) in list(self._failed.items()):
+            if not enough and client in seats and now - when > _PAUSE:
+                self.ask([client])
+
+    def _heard(self, sent: _Sent, back: Returned) -> None:
+        client, roster = sent.client, self._owner.roster
+        if back.payload is None:
+            self._fail(client, "failed", f"failed ({back.failure})")
+            return
+        self._up[client] += len(back.payload)
+        try:
+            answer = decode_answer(back.payload)
+            reply = decode_reply(answer.reply, shapes=self._shapes) if isinstance(answer, Done) else None
+        except WireError as error:
+            self._fail(client, "garbage", f"sent something that is no answer ({error})")
+            return
+        if isinstance(answer, Done) and reply is not None:
+            self._take(sent, answer, reply)
+        elif isinstance(answer, Behind) and roster.seats[client].held != answer.held:
+            roster.holds(client, answer.held, exact=True)
+            self.ask([client])
+        elif isinstance(answer, Stranger):
+            roster.again(client)
+            self._fail(client, "away", "had to be told of the run again")
+        else:
+            why = answer.text if isinstance(answer, Refused) else "its model cannot be brought up to date"
+            self._fail(client, "refused", f"refused: {why}")
+
+    def _take(self, sent: _Sent, answer: Done, reply: Reply) -> None:
+        task = self._tasks[sent.client]
+        told = (reply.round, reply.client, len(reply.slopes))
+        slopes = task.steps * task.directions if task.method == "walk" else 0
+        if told != (task.round, task.client, slopes):
+            self._fail(
+                sent.client, "garbage",
+                f"answered with {told[2]} slopes of client {told[1]} for round {told[0]}, asked for {slopes} of round "
+                f"{task.round}",
+            )  # fmt: skip
+            return
+        self._owner.roster.holds(sent.client, task.round, exact=sent.exact)
+        self._failed.pop(sent.client, None)
+        self._replies[sent.client] = reply, answer
+
+    def _fail(self, client: int, kind: str, why: str) -> None:
+        self._failed[client] = time.monotonic(), kind, why
+
+    def _closed(self, late: list[Absence]) -> Walked:
+        for ticket, sent in self._sent.items():
+            self._fail(sent.client, "late", f"did not answer within {self._owner.terms.deadline:g} s")
+            self._owner._late[ticket] = sent.client, self._tasks[sent.client].round
+        missing = [client for client in self._tasks if client not in self._replies]
+        absent = [Absence(c, self._failed[c][1], f"client {c} {self._failed[c][2]}") for c in missing]
+        taken = [self._replies[client] for client in self._tasks if client in self._replies]
+        return Walked(
+            tuple(reply for reply, _ in taken),
+            forwards=sum(answer.forwards for _, answer in taken),
+            tokens=sum(answer.tokens for _, answer in taken),
+            seconds=time.monotonic() - self._began,
+            absent=(*late, *absent),
+            sizes={client: (self._down[client], self._up[client]) for client in self._replies},
+        )
+
+    def _short_of(self, quorum: int) -> str:
+        reasons = "; ".join(f"client {c} {why}" for c, (_, _, why) in sorted(self._failed.items()))
+        silent = sorted(sent.client for sent in self._sent.values())
+        told = "; ".join(filter(None, [reasons, f"clients {_listed(silent)} are silent" if silent else ""]))
+        number, got = next(iter(self._tasks.values())).round, f"{len(self._replies)} of {len(self._tasks)}"
+        return (
+            f"Round {number}: {got} clients answered, {quorum} are needed ({told}); "
+            "every finished round is in the journal: mend that and go on with `fedmezo server --resume`."
+        )
+
+
+def _listed(clients: Sequence[int]) -> str:
+    return ", ".join(map(str, clients[:10])) + (" and more" if len(clients) > 10 else "")

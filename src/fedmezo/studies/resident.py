@@ -1,0 +1,244 @@
+"""A client's side of a run over a network: one model and one client's data, kept in memory between rounds.
+
+    resident = build_resident(Asked(client=0))
+    answer = resident.answer(request)      # bytes to bytes; see runtime/calls.py
+
+What it trains on is its share of the run's data, dealt as in a simulation, or, with `own`, all of its own file, which
+no server ever sees. It loads the model when the first hello says which, and walks when a task comes whose model it has.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedmezo import __version__
+from fedmezo.errors import ConfigError, FedMeZOError, ModelError, RunError
+from fedmezo.models.bench import ModelBench
+from fedmezo.runtime.calls import (
+    PROTOCOL,
+    Answer,
+    Behind,
+    Done,
+    Hello,
+    Noted,
+    Refused,
+    Stranger,
+    Walk,
+    Welcome,
+    check_of,
+    decode_request,
+    encode_answer,
+)
+from fedmezo.runtime.pull import catch_up_
+from fedmezo.runtime.walkers import Client, walk
+from fedmezo.runtime.wire import WIRE_VERSION, News, Sums, Values, decode_task, encode_reply
+from fedmezo.studies.build import build_model, load_base
+from fedmezo.studies.config import Config, parse_config, with_changes
+from fedmezo.studies.deal import read_data, read_own
+from fedmezo.studies.descent import build_algorithm
+from fedmezo.studies.kept import Held, keep, kept
+from fedmezo.zo.noise import NOISE_VERSION, Law
+from fedmezo.zo.params import Params, Saved
+
+__all__ = ["Asked", "Resident", "build_resident"]
+
+Say = Callable[[str], None]
+# What the person at a client may set: where things are, and what this machine is. All else is the run's.
+_OWN = ("data", "runtime")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client was started with.
+
+    Attributes:
+      client: its stable number.
+      state: folder that keeps its model between starts; None keeps nothing.
+      settings: `a.b=c` changes to the server's configuration: data, runtime and model.name only.
+      own: whether all of its data is its own, instead of a share of the run's.
+      threads: CPU threads; None leaves the choice to the configuration.
+    """
+
+    client: int
+    state: Path | None = None
+    settings: tuple[str, ...] = ()
+    own: bool = False
+    threads: int | None = None
+
+
+def build_resident(asked: Asked, *, say: Say = lambda _: None) -> "Resident":
+    """Returns a client that has not heard of any run yet; `say` hears sentences for the person at it.
+
+    Raises:
+      ConfigError: a setting that is not the client's to choose.
+    """
+    for setting in asked.settings:
+        name = setting.partition("=")[0].strip()
+        if name != "model.name" and name.split(".")[0] not in _OWN:
+            raise ConfigError(f"--set {setting}: a client sets data.*, runtime.* and model.name; the server the rest.")
+    return Resident(asked, say)
+
+
+@dataclass
+class _Taking:
+    """The run that a client takes part in: everything is built, and the model is where `held` says."""
+
+    hello: Hello
+    bench: ModelBench
+    client: Client
+    examples: int
+    base: Saved
+    held: Held
+
+    def reset_(self) -> None:
+        self.base.restore_(self.bench.params)
+        self.held = replace(self.held, rounds=0, exact=True)
+
+
+class Resident:
+    """A client between rounds; `answer` is all that anyone asks of it."""
+
+    def __init__(self, asked: Asked, say: Say) -> None:
+        """Keeps what it was started with."""
+        self._asked, self._say = asked, say
+        self._taking: _Taking | None = None
+        self._instance = secrets.token_hex(16)
+        self._last: tuple[bytes, bytes] = b"", b""
+
+    def answer(self, request: bytes) -> bytes:
+        """Returns the answer to a request; what goes wrong is refused in one sentence, and said here too."""
+        if request == self._last[0]:
+            return self._last[1]  # a server that was started again asks for what it lost
+        try:
+            answer = self._answer(request)
+        except FedMeZOError as error:
+            self._say(str(error))
+            answer = Refused(str(error))
+        except (OSError, RuntimeError, ValueError) as error:
+            self._say(f"{type(error).__name__}: {error}")
+            answer = Refused(f"{type(error).__name__}: {error}")
+        given = encode_answer(answer)
+        if isinstance(answer, Done):
+            self._last = request, given
+        return given
+
+    def _answer(self, request: bytes) -> Answer:
+        told = decode_request(request)
+        if isinstance(told, Hello):
+            return self._join(told)
+        if isinstance(told, Walk):
+            return Stranger() if self._taking is None else self._walk(self._taking, told)
+        self._say(told.text)
+        return Noted()
+
+    def _join(self, hello: Hello) -> Answer:
+        refuse_strangers(hello)
+        taking = self._taking
+        if taking is None or taking.hello.run != hello.run:
+            # The model of another run is given up before this one's is loaded.
+            self._taking = taking = None
+            self._taking = taking = self._take_part(hello)
+            self._say(f"Client {self._asked.client} takes part with {taking.examples} examples.")
+        held = taking.held
+        return Welcome(
+            hello.run, self._asked.client, held.instance, taking.examples, held=held.rounds, exact=held.exact
+        )
+
+    def _take_part(self, hello: Hello) -> _Taking:
+        config = self._configured(parse_config(json.loads(hello.config)))
+        loaded = load_base(config, say=self._say)
+        if loaded.fingerprint != hello.fingerprint:
+            raise ModelError(
+                f"Client {self._asked.client} has another base model: fingerprint {loaded.fingerprint[:12]} of "
+                f"'{config.model.name}', the server's is {hello.fingerprint[:12]}; give it the server's model."
+            )
+        data = read_data(config, loaded.tokenizer) if not self._asked.own else None
+        parts = data.parts if data is not None else ()
+        client = self._asked.client
+        if data is not None and not client < len(parts):
+            raise ConfigError(f"The run has clients 0 to {len(parts) - 1}, got --id {client}; give another one.")
+        part = parts[client] if data is not None else read_own(config, loaded.tokenizer)
+        tuned = build_model(config, loaded, parts={client: part})
+        params = tuned.bench.params
+        if params.layout() != hello.layout:
+            raise ModelError(
+                f"Client {client} would train other parameters (layout {params.layout()[:12]}) than the server "
+                f"({hello.layout[:12]}); use one version of fedmezo, transformers and peft on both."
+            )
+        base, held = Saved(params), Held(hello.run, self._instance)
+        if self._asked.state is not None:
+            held = kept(self._asked.state, params, wanted=held) or held
+        method = build_algorithm(tuned.config, {client: len(part)}, params=params)
+        return _Taking(hello, tuned.bench, method.client, len(part), base, held)
+
+    def _configured(self, config: Config) -> Config:
+        """Returns the server's configuration with what this machine sets; a worker's own keys are the client's."""
+        plain = {"device": "cpu", "workers": 1, "threads": self._asked.threads}
+        runtime = config.runtime.model_copy(update={**plain, "lanes": config.runtime.lanes})
+        return with_changes(config.model_copy(update={"runtime": runtime}), self._asked.settings)
+
+    def _walk(self, taking: _Taking, told: Walk) -> Answer:
+        params = taking.bench.params
+        shapes = {name: tuple(tensor.shape) for name, tensor in params}
+        task, content = decode_task(told.task, shapes=shapes)
+        if task.client != self._asked.client:
+            raise RunError(f"A task for client {task.client} came to client {self._asked.client}.")
+        before = taking.held
+        if not self._caught_up(taking, content, round_number=task.round, law=task.law):
+            return Behind(taking.held.rounds)
+        if taking.held.exact and check_of(taking.hello.run, params.digest()) != told.check:
+            if isinstance(content, Values):
+                raise RunError("The model differs from the server's after all of it was sent; this is a bug.")
+            taking.reset_()
+            return Behind(0)
+        if self._asked.state is not None and taking.held != before:
+            keep(self._asked.state, params, taking.held)
+        walked = walk(taking.client, taking.bench, [task])
+        self._say(f"Round {task.round}: loss {walked.replies[0].loss:.4g}, {walked.seconds:.1f} s.")
+        return Done(encode_reply(walked.replies[0]), walked.forwards, walked.tokens, walked.seconds)
+
+    @staticmethod
+    def _caught_up(
+        taking: _Taking, content: Sequence[News] | Sums | Values, *, round_number: int, law: Law
+    ) -> bool:
+        """Brings the model to a round by what came with its task; returns whether that was enough."""
+        params = taking.bench.params
+        if isinstance(content, Values):
+            params.copy_(Params(dict(content.tensors)))
+            taking.held = replace(taking.held, rounds=round_number, exact=True)
+            return True
+        if isinstance(content, Sums):
+            taking.base.restore_(params)
+            catch_up_(params, content, law=law)
+            taking.held = replace(taking.held, rounds=round_number, exact=False)
+            return True
+        if taking.held.rounds > round_number:
+            taking.reset_()  # the server has gone back
+        missed = [item for item in content if item.tasks[0].round >= taking.held.rounds]
+        rounds = [item.tasks[0].round for item in missed]
+        if rounds != list(range(taking.held.rounds, round_number)):
+            return False
+        catch_up_(params, missed, law=law)
+        taking.held = replace(taking.held, rounds=round_number)
+        return True
+
+
+def refuse_strangers(hello: Hello) -> None:
+    """Does nothing when both sides speak alike.
+
+    Raises:
+      RunError: another protocol, wire format, noise or package.
+    """
+    ours: Mapping[str, object] = {
+        "protocol": PROTOCOL, "wire": WIRE_VERSION, "noise": NOISE_VERSION, "package": __version__,
+    }  # fmt: skip
+    for name, mine in ours.items():
+        if getattr(hello, name) != mine:
+            raise RunError(
+                f"The server has {name} version {getattr(hello, name)}, this client {mine}; install one version of "
+                "fedmezo on both."
+            )
+
+
