@@ -40,8 +40,9 @@ for name, algorithm in algorithms.items():
     bench = ModelBench(loaded, adapter, batches=batches)
     state, sent, start = algorithm.init(), 0, bench.evaluate(held_out).loss
     for _ in range(ROUNDS):
-        replies = algorithm.client(algorithm.plan(state, CLIENTS), bench)
-        state, update = algorithm.aggregate(state, replies)
+        tasks = algorithm.plan(state, CLIENTS)
+        replies = algorithm.client(tasks, bench)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law=walk.law)
         sent += sum(len(encode_reply(reply)) for reply in replies)
     loss = bench.evaluate(held_out).loss

@@ -41,7 +41,7 @@ for name, personal in kinds.items():
     for number in range(ROUNDS):
         tasks = algorithm.plan(state, CLIENTS)
         replies = algorithm.client(tasks, bench)
-        state, update = algorithm.aggregate(state, replies)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law=settings.law)
         rates = "  ".join(f"{task.rate:.2e}" for task in tasks)
         sys.stdout.write(f"  round {number + 1}: rates {rates}\n")

@@ -62,7 +62,7 @@ def play(personal: Personal | None, seed: int) -> dict[str, object]:
     for number in range(ROUNDS):
         tasks = algorithm.plan(state, range(CLIENTS))
         replies = algorithm.client(tasks, bench)
-        state, update = algorithm.aggregate(state, replies)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law=WALK.law)
         rates += [task.rate / WALK.rate for task in tasks]
         if (number + 1) % EVERY == 0:

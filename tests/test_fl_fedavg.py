@@ -53,8 +53,9 @@ def play(settings, *, rounds=1, bench=None, clients=CLIENTS, cohort=None, seed=5
     algorithm = fedavg(settings, seed=seed, cohort=cohort or len(clients), **options)
     state, history = algorithm.init(), []
     for _ in range(rounds):
-        replies = algorithm.client(algorithm.plan(state, clients), bench)
-        state, update = algorithm.aggregate(state, replies)
+        tasks = algorithm.plan(state, clients)
+        replies = algorithm.client(tasks, bench)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law="gaussian")
         history.append(replies)
     return bench.params, state, history
@@ -186,7 +187,7 @@ def test_slow_down_and_the_clients_own_rate_multiply():
     state = algorithm.slow_down(algorithm.slow_down(replace(algorithm.init(), round=1), 0.5), 0.5)
     own = algorithm.with_factors(state, {0: 2.0, 3: 5.0})
     assert [task.rate for task in algorithm.plan(own, (0, 3))] == pytest.approx([0.025, 0.0625])
-    assert algorithm.aggregate(state, [])[0] == State(round=2, slowed=0.25)
+    assert algorithm.aggregate(state, algorithm.plan(state, (0, 1)), [])[0] == State(round=2, slowed=0.25)
 
 
 def test_a_task_carries_every_setting():
@@ -212,8 +213,10 @@ def test_cohorts_and_batches_are_fedmezos():
 
 def test_a_round_does_not_depend_on_the_order_of_replies():
     algorithm = fedavg(SETTINGS, seed=1, cohort=3, weights=sample_weights)
-    replies = algorithm.client(algorithm.plan(State(), CLIENTS), GradientToy())
-    (_, forth), (_, back) = algorithm.aggregate(State(), replies), algorithm.aggregate(State(), replies[::-1])
+    tasks = algorithm.plan(State(), CLIENTS)
+    replies = algorithm.client(tasks, GradientToy())
+    _, forth = algorithm.aggregate(State(), tasks, replies)
+    _, back = algorithm.aggregate(State(), tasks[::-1], replies[::-1])
     assert [id(part) for part in forth.parts] == [id(part) for part in back.parts] and forth.weights == back.weights
 
 
@@ -290,8 +293,9 @@ def test_rounds_lower_the_loss_of_a_model(kind):
     algorithm = fedavg(Settings(0.1 if kind == "lora" else 0.02, 4), seed=0, cohort=2)
     state, losses = algorithm.init(), []
     for _ in range(3):
-        replies = algorithm.client(algorithm.plan(state, (0, 1)), bench)
-        state, update = algorithm.aggregate(state, replies)
+        tasks = algorithm.plan(state, (0, 1))
+        replies = algorithm.client(tasks, bench)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law="gaussian")
         losses.append(sum(reply.loss for reply in replies))
     assert losses[2] < losses[1] < losses[0] - 0.05
@@ -299,14 +303,17 @@ def test_rounds_lower_the_loss_of_a_model(kind):
 
 def test_replies_that_do_not_fit_are_refused():
     algorithm = fedavg(SETTINGS, seed=1, cohort=1)
+    tasks = algorithm.plan(State(), (0,))
     with pytest.raises(RunError, match="no change"):
-        algorithm.aggregate(State(), [Reply(0, 0, 1, 1.0, ())])
-    (reply,) = algorithm.client(algorithm.plan(State(), (0,)), GradientToy())
+        algorithm.aggregate(State(), tasks, [Reply(0, 0, 1, 1.0, ())])
+    (reply,) = algorithm.client(tasks, GradientToy())
     for wrong in (replace(reply, round=1), replace(reply, slopes=(1.0,))):
         with pytest.raises(RunError, match="Round 0"):
-            algorithm.aggregate(State(), [wrong])
+            algorithm.aggregate(State(), tasks, [wrong])
     with pytest.raises(RunError, match="twice"):
-        algorithm.aggregate(State(), [reply, reply])
+        algorithm.aggregate(State(), tasks, [reply, reply])
+    with pytest.raises(RunError, match="client 0 replied, and there is no task"):
+        algorithm.aggregate(State(), [], [reply])
 
 
 def test_tasks_and_settings_that_do_not_fit_are_refused():

@@ -32,7 +32,7 @@ def play(algorithm, *, rounds, bench=None, clients=CLIENTS, law="gaussian"):
     for _ in range(rounds):
         tasks = algorithm.plan(state, clients)
         replies = algorithm.client(tasks, bench)
-        state, update = algorithm.aggregate(state, replies)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law=law)
         asked.append(tasks)
         answered.append(replies)
@@ -113,7 +113,7 @@ def test_the_state_is_bounded_by_the_pool_whatever_the_number_of_rounds(rounds, 
     for number in range(rounds):
         tasks = algorithm.plan(state, CLIENTS)
         replies = [Reply(number, task.client, 1, 1.0, (0.5,) * steps) for task in tasks]
-        state, _ = algorithm.aggregate(state, replies)
+        state, _ = algorithm.aggregate(state, tasks, replies)
     assert {state.sums.size, state.scores.size, state.counts.size} == {pool}
     assert state.counts.sum() == 2 * steps * rounds + pool * bool(pro)
     odds = odds_of(state, Pool(pool, pro=bool(pro)))
@@ -209,10 +209,11 @@ def test_history_is_the_servers_own_and_a_client_learns_it_from_its_task_alone()
     algorithm = fedkseed(SETTINGS, Pool(16, pro=True), seed=5, cohort=3)
     state = algorithm.init()
     kept = state.counts.copy()
-    replies = algorithm.client(algorithm.plan(state, CLIENTS), quadratic_bench())
-    after, _ = algorithm.aggregate(state, replies)
+    tasks = algorithm.plan(state, CLIENTS)
+    replies = algorithm.client(tasks, quadratic_bench())
+    after, _ = algorithm.aggregate(state, tasks, replies)
     assert (state.counts == kept).all() and (after.counts != kept).any()
-    again, _ = algorithm.aggregate(state, replies)
+    again, _ = algorithm.aggregate(state, tasks, replies)
     assert (again.scores == after.scores).all() and (again.sums == after.sums).all()
 
 
@@ -231,6 +232,20 @@ def test_rates_may_decay_because_the_sums_are_of_coefficients():
     )
     for name, tensor in rebuilt:
         assert np.abs(tensor.numpy() - got[name].numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("pro", [False, True])
+def test_sums_are_of_the_tasks_that_were_sent_whatever_would_be_planned_now(pro):
+    def falling(rounds):
+        return fedkseed(replace(SETTINGS, decay="linear", rounds=rounds), Pool(8, pro=pro), seed=2, cohort=3)
+
+    _, live, asked, answered = play(falling(4), rounds=4)
+    longer = falling(40)
+    state = longer.init()
+    for tasks, replies in zip(asked, answered, strict=True):
+        state, _ = longer.aggregate(state, tasks, replies)
+    assert state.sums.tolist() == live.sums.tolist() != [0.0] * 8
+    assert odds_of(state, Pool(8, pro=pro)) == odds_of(live, Pool(8, pro=pro))
 
 
 @pytest.mark.parametrize("prior", [True, False])

@@ -27,8 +27,9 @@ def play(settings, *, rounds, bench=None, clients=CLIENTS, cohort=None, seed=5, 
     algorithm = fedmezo(settings, seed=seed, cohort=cohort or len(clients), **options)
     state, states, history = algorithm.init(), [], []
     for _ in range(rounds):
-        replies = algorithm.client(algorithm.plan(state, clients), bench)
-        state, update = algorithm.aggregate(state, replies)
+        tasks = algorithm.plan(state, clients)
+        replies = algorithm.client(tasks, bench)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law=settings.law)
         states.append(state)
         history.append(replies)
@@ -94,10 +95,9 @@ def test_dense_transport_gives_the_bits_of_scalar_transport():
 
 def test_a_round_does_not_depend_on_the_order_of_replies():
     algorithm = fedmezo(SETTINGS, seed=1, cohort=3)
-    bench = quadratic_bench()
-    replies = algorithm.client(algorithm.plan(State(), CLIENTS), bench)
-    forth, back = algorithm.aggregate(State(), replies), algorithm.aggregate(State(), replies[::-1])
-    assert forth == back
+    tasks = algorithm.plan(State(), CLIENTS)
+    replies = algorithm.client(tasks, quadratic_bench())
+    assert algorithm.aggregate(State(), tasks, replies) == algorithm.aggregate(State(), tasks[::-1], replies[::-1])
 
 
 def test_a_run_does_not_depend_on_how_many_copies_fit():
@@ -169,7 +169,8 @@ def test_the_running_scale_rises_slowly_and_falls_faster(seen, expected):
     algorithm = fedmezo(replace(SETTINGS, steps=1), seed=1, cohort=2)
     slopes = (seen / 1.4826,) if seen else (math.nan,)
     replies = [Reply(0, c, examples=1, loss=1.0, slopes=slopes) for c in (0, 1)]
-    state, _ = algorithm.aggregate(State(scale=2.0, lowest=1.0), replies)
+    before = State(scale=2.0, lowest=1.0)
+    state, _ = algorithm.aggregate(before, algorithm.plan(before, (0, 1)), replies)
     assert state.scale == pytest.approx(expected)
     assert state.lowest == min(1.0, state.scale)
 
@@ -181,7 +182,7 @@ def test_the_running_scale_never_exceeds_four_times_its_lowest():
         replies = [
             Reply(number, c, examples=1, loss=1.0, slopes=(1.5**number if number < 200 else 1.0,)) for c in (0, 1)
         ]
-        state, _ = algorithm.aggregate(state, replies)
+        state, _ = algorithm.aggregate(state, algorithm.plan(state, (0, 1)), replies)
         assert state.scale <= 4 * state.lowest
     assert state.scale == pytest.approx(1.4826)
 
@@ -214,20 +215,44 @@ def test_weightings():
 def test_weights_reach_the_update():
     algorithm = fedmezo(replace(SETTINGS, steps=1), seed=1, cohort=2, weights=sample_weights)
     replies = [Reply(0, c, examples=n, loss=1.0, slopes=(1.0,)) for c, n in ((0, 1), (1, 3))]
-    _, update = algorithm.aggregate(State(), replies)
+    _, update = algorithm.aggregate(State(), algorithm.plan(State(), (0, 1)), replies)
     assert update.weights == (0.25, 0.75)
     assert all(isinstance(part, Walk) for part in update.parts)
 
 
 def test_strange_replies_are_refused():
     algorithm = fedmezo(SETTINGS, seed=1, cohort=2)
+    tasks = algorithm.plan(State(), (0, 1))
     good = Reply(0, 0, examples=1, loss=1.0, slopes=(1.0,) * 4)
     with pytest.raises(RunError, match="twice"):
-        algorithm.aggregate(State(), [good, good])
+        algorithm.aggregate(State(), tasks, [good, good])
     with pytest.raises(RunError, match="expected 4"):
-        algorithm.aggregate(State(), [replace(good, slopes=(1.0,))])
+        algorithm.aggregate(State(), tasks, [replace(good, slopes=(1.0,))])
     with pytest.raises(RunError, match="round 3"):
-        algorithm.aggregate(State(), [replace(good, round=3)])
+        algorithm.aggregate(State(), tasks, [replace(good, round=3)])
+    for others in ([], tasks[1:], [replace(task, round=3) for task in tasks]):
+        with pytest.raises(RunError, match=r"^Round 0: client 0 replied, and there is no task for it; was it asked\?$"):
+            algorithm.aggregate(State(), others, [good])
+
+
+def test_a_round_adds_what_its_own_tasks_say_whatever_would_be_planned_now():
+    algorithm, other = (fedmezo(replace(SETTINGS, rate=rate), seed=1, cohort=3) for rate in (0.02, 0.5))
+    tasks = [replace(task, steps=2 + task.client) for task in algorithm.plan(State(), CLIENTS)]
+    replies = [Reply(0, task.client, 1, 1.0, (1.0,) * task.slopes) for task in tasks]
+    found = algorithm.aggregate(State(), tasks, replies)
+    assert found[1].parts == tuple(walk_of(task, (1.0,) * (2 + task.client)) for task in tasks)
+    assert other.aggregate(State(), tasks, replies) == found
+    with pytest.raises(RunError, match="client 2 sent 3 slopes for round 0, expected 4"):
+        algorithm.aggregate(State(), tasks, [replace(replies[2], slopes=(1.0,) * 3)])
+
+
+def test_a_task_without_a_reply_adds_nothing():
+    algorithm = fedmezo(SETTINGS, seed=1, cohort=3)
+    tasks = algorithm.plan(State(), CLIENTS)
+    replies = [Reply(0, client, 1, 1.0, (1.0 + client,) * 4) for client in (0, 2)]
+    found = algorithm.aggregate(State(), tasks, replies)
+    assert found == algorithm.aggregate(State(), [tasks[0], tasks[2]], replies)
+    assert found[1].parts == (walk_of(tasks[0], (1.0,) * 4), walk_of(tasks[2], (3.0,) * 4))
 
 
 @pytest.mark.parametrize(

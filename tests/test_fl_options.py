@@ -30,8 +30,9 @@ ALGORITHMS = {
 def play(algorithm, bench, *, rounds=3, law="gaussian"):
     state, answered = algorithm.init(), []
     for _ in range(rounds):
-        replies = algorithm.client(algorithm.plan(state, CLIENTS), bench)
-        state, update = algorithm.aggregate(state, replies)
+        tasks = algorithm.plan(state, CLIENTS)
+        replies = algorithm.client(tasks, bench)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law=law)
         answered += replies
     return bench.params, answered
@@ -125,7 +126,7 @@ def test_a_walk_with_momentum_ends_where_the_server_says():
             velocity[name] = 0.8 * velocity[name] + push[name]
             t += velocity[name]
     server = quadratic_params()
-    _, update = walker.aggregate(walker.init(), [reply])
+    _, update = walker.aggregate(walker.init(), [task], [reply])
     apply_(server, update, law="gaussian")
     for name, t in server:
         moved = float((t - quadratic_params()[name]).abs().max())
@@ -166,9 +167,10 @@ def test_more_directions_make_a_step_closer_to_the_gradient():
         found = []
         for client in range(30):
             walker = fedmezo(settings, seed=client, cohort=1)
-            reply = walker.client(walker.plan(walker.init(), (0,)), quadratic_bench())
+            tasks = walker.plan(walker.init(), (0,))
+            replies = walker.client(tasks, quadratic_bench())
             moved = quadratic_params()
-            apply_(moved, walker.aggregate(walker.init(), reply)[1], law="gaussian")
+            apply_(moved, walker.aggregate(walker.init(), tasks, replies)[1], law="gaussian")
             step = torch.cat([(t - quadratic_params()[n]).view(-1) for n, t in moved])
             gradient = torch.cat([t.view(-1) for _, t in quadratic_params()])
             found.append(-float(torch.cosine_similarity(step, gradient, dim=0)))

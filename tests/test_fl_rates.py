@@ -61,7 +61,7 @@ def play(algorithm, bench, *, clients, rounds=8):
     for _ in range(rounds):
         tasks = algorithm.plan(state, range(clients))
         replies = algorithm.client(tasks, bench)
-        state, update = algorithm.aggregate(state, replies)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law="gaussian")
         rates.append({task.client: task.rate for task in tasks})
     return bench.params, state, rates
@@ -309,22 +309,24 @@ def test_equal_clients_give_the_bits_of_the_plain_run(pro, signal):
 def test_equal_losses_leave_every_rate_as_it_is(normaliser):
     algorithm = personal_of(WALKERS["fedmezo"](PLAIN, 3), "round-loss", normaliser=normaliser)
     told = dict.fromkeys(range(3), (0.1, (1.0,) * 4))
-    state, _ = algorithm.aggregate(algorithm.init(), replies_of(algorithm, algorithm.init(), told))
+    state = after(algorithm, algorithm.init(), told)
     assert [task.rate for task in algorithm.plan(state, range(3))] == [RATE] * 3
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_a_guard_that_slows_everyone_down_changes_no_phi(signal, normaliser):
-    # A replayed journal aggregates at full rate and is slowed down at the end.
+    # A replayed journal's tasks are slow ones, and the state is slowed down at the end.
     algorithm = personal_of(WALKERS["fedmezo"](PLAIN, 4), signal, normaliser=normaliser, window=1)
     told = {c: (1.0 + c * c, (1.0 + c, 3.0, -2.0, 0.3 * c)) for c in range(4)}
-    before = algorithm.aggregate(
-        algorithm.slow_down(algorithm.init(), 0.25), replies_of(algorithm, algorithm.init(), told)
-    )
-    after = algorithm.aggregate(algorithm.init(), replies_of(algorithm, algorithm.init(), told))
-    assert algorithm.plan(before[0], range(4)) == algorithm.plan(algorithm.slow_down(after[0], 0.25), range(4))
-    assert signal == "random" or any(before[0].phi.values())
+    slow = algorithm.slow_down(algorithm.init(), 0.25)
+    tasks = algorithm.plan(slow, sorted(told))
+    replies = [Reply(0, c, 1, *said) for c, said in told.items()]
+    live, _ = algorithm.aggregate(slow, tasks, replies)
+    replayed, _ = algorithm.aggregate(algorithm.init(), tasks, replies)
+    assert algorithm.plan(live, range(4)) == algorithm.plan(algorithm.slow_down(replayed, 0.25), range(4))
+    assert live.phi == after(algorithm, algorithm.init(), told).phi
+    assert signal == "random" or any(live.phi.values())
 
 
 @pytest.mark.parametrize("signal", SIGNALS[:-1])
@@ -335,10 +337,11 @@ def test_gain_zero_gives_the_bits_of_the_plain_run(signal):
     assert frozen.digest() == plain.digest() != other.digest()
 
 
-def replies_of(algorithm, state, told):
-    """Returns one made-up reply per client of the cohort."""
+def after(algorithm, state, told):
+    """Returns the state after a round in which clients said `told`, client -> (loss, slopes)."""
     tasks = algorithm.plan(state, sorted(told))
-    return [Reply(t.round, t.client, 1, told[t.client][0], told[t.client][1]) for t in tasks]
+    replies = [Reply(t.round, t.client, 1, told[t.client][0], told[t.client][1]) for t in tasks]
+    return algorithm.aggregate(state, tasks, replies)[0]
 
 
 @pytest.mark.parametrize("signal", ["round-loss", "five-round-loss", "update-difference", "heterogeneity"])
@@ -354,8 +357,7 @@ def test_permuting_the_clients_permutes_the_rates(signal, normaliser):
         algorithm = personal_of(WALKERS["fedmezo"](PLAIN, 5), signal, normaliser=normaliser)
         state = algorithm.init()
         for told in rounds:
-            heard = replies_of(algorithm, state, {naming[c]: said for c, said in told.items()})
-            state, _ = algorithm.aggregate(state, heard)
+            state = after(algorithm, state, {naming[c]: said for c, said in told.items()})
         rates = {task.client: task.rate for task in algorithm.plan(state, sorted(names))}
         found.append({c: rates[naming[c]] for c in names})
     assert found[0] == pytest.approx(found[1], rel=1e-12)
@@ -366,7 +368,7 @@ def test_higher_losses_get_higher_rates_and_a_lost_client_the_plain_one():
     algorithm = personal_of(WALKERS["fedmezo"](PLAIN, 4), "round-loss")
     state = algorithm.init()
     told = {0: (1.0, (1.0,) * 4), 1: (2.0, (1.0,) * 4), 2: (math.nan, (math.nan,) * 4), 3: (6.0, (1.0,) * 4)}
-    state, _ = algorithm.aggregate(state, replies_of(algorithm, state, told))
+    state = after(algorithm, state, told)
     assert [t.rate / RATE for t in algorithm.plan(state, range(4))] == pytest.approx([1 - 1 / 3, 1 - 1 / 6, 1.0, 1.5])
 
 
@@ -379,7 +381,7 @@ def test_update_differences_feed_on_themselves():
         for number in range(30):
             odd = 2.0 if number == 0 else 1.0
             told = {c: (odd, (odd,) * 4) if c == 2 else (1.0, (1.0,) * 4) for c in range(4)}
-            state, _ = algorithm.aggregate(state, replies_of(algorithm, state, told))
+            state = after(algorithm, state, told)
         rates[signal] = [task.rate / RATE for task in algorithm.plan(state, range(4))]
     assert rates["heterogeneity"] == rates["round-loss"] == [1.0] * 4
     assert rates["update-difference"] == pytest.approx([1 - 0.5 / 3, 1 - 0.5 / 3, 1.5, 1 - 0.5 / 3])
@@ -390,7 +392,7 @@ def test_shuffled_rates_are_the_same_rates():
     rates = {}
     for shuffle in (False, True):
         algorithm = personal_of(WALKERS["fedmezo"](PLAIN, 6), "round-loss", shuffle=shuffle)
-        state, _ = algorithm.aggregate(algorithm.init(), replies_of(algorithm, algorithm.init(), told))
+        state = after(algorithm, algorithm.init(), told)
         rates[shuffle] = [task.rate for task in algorithm.plan(state, range(6))]
     assert sorted(rates[True]) == sorted(rates[False]) != rates[True]
 
@@ -406,7 +408,7 @@ def test_what_the_server_adds_is_what_the_clients_walked_at_their_own_rates(kind
         replies = algorithm.client(tasks, bench)
         walks = [walk_of(task, reply.slopes) for task, reply in zip(tasks, replies, strict=True)]
         written = [walk_delta(bench.params, walk, law="gaussian") for walk in walks]
-        state, update = algorithm.aggregate(state, replies)
+        state, update = algorithm.aggregate(state, tasks, replies)
         twin = bench.params.clone()
         apply_(bench.params, update, law="gaussian")
         apply_(twin, Update(tuple(written), update.weights, update.round), law="gaussian")
@@ -428,7 +430,7 @@ def test_guards_and_decay_scale_personal_rates_and_wrappers_compose():
     for mode in ("multiplicative", "additive"):
         algorithm = personal_of(inner, "round-loss", mode=mode, delta=RATE / 2)
         told = {0: (1.0, (1.0,) * 4), 1: (2.0, (1.0,) * 4), 2: (3.0, (1.0,) * 4)}
-        state, _ = algorithm.aggregate(algorithm.init(), replies_of(algorithm, algorithm.init(), told))
+        state = after(algorithm, algorithm.init(), told)
         state = algorithm.with_factors(algorithm.slow_down(state, 0.5), {1: 3.0})
         rates = [task.rate for task in algorithm.plan(state, range(3))]
         assert rates == pytest.approx([RATE * 0.75 * 0.5 * f for f in (0.5, 3.0, 1.5)])
@@ -441,7 +443,7 @@ def test_fedavg_takes_personal_rates_too():
             fedavg(GradientSettings(RATE, 4), seed=5, cohort=3), Personal(signal), seed=5, rate=RATE
         )
         replies = [Reply(0, c, 4, 1.0 + c, (), deltas[c]) for c in range(3)]
-        state, _ = algorithm.aggregate(algorithm.init(), replies)
+        state, _ = algorithm.aggregate(algorithm.init(), algorithm.plan(algorithm.init(), range(3)), replies)
         rates = [task.rate / RATE for task in algorithm.plan(state, range(3))]
         # |u - mean u| of 0, 1, 4 is 5/3, 2/3, 7/3; the mean is 14/9.
         away = np.array([5 / 3, 2 / 3, 7 / 3]) - 14 / 9
@@ -497,15 +499,15 @@ def test_compat_gives_the_rates_of_the_papers_code_from_losses(signal):
     algorithm = with_personal_rates(fedmezo(settings, seed=1, cohort=3), wanted, seed=1, rate=1e-5)
     state, exact = algorithm.init(), []
     for number, row in enumerate(log):
-        state, _ = algorithm.aggregate(state, [Reply(number, c, 1, float(row[c]), (1.0,)) for c in range(3)])
+        state = after(algorithm, state, {c: (float(row[c]), (1.0,)) for c in range(3)})
         rates = [task.rate for task in algorithm.plan(state, range(3))]
         assert rates == pytest.approx(code_rates(log[: number + 1], signal=signal), rel=1e-12)
         exact.append(rates)
     # Float16 is seen: three digits of the losses are not enough for the same rates.
     plain = with_personal_rates(fedmezo(settings, seed=1, cohort=3), replace(wanted, compat=False), seed=1, rate=1e-5)
     state = plain.init()
-    for number, row in enumerate(log):
-        state, _ = plain.aggregate(state, [Reply(number, c, 1, float(row[c]), (1.0,)) for c in range(3)])
+    for row in log:
+        state = after(plain, state, {c: (float(row[c]), (1.0,)) for c in range(3)})
     last = [task.rate for task in plain.plan(state, range(3))]
     assert last != exact[-1]
     assert last == pytest.approx(exact[-1], rel=0.02)
@@ -520,7 +522,7 @@ def test_compat_gives_the_rates_of_the_papers_code_from_updates():
     )
     slopes = [(900.0, -200.0, 30.0), (10.0, 500.0, 700.0), (-300.0, 40.0, 1.0)]
     replies = [Reply(0, c, 1, 2.0, slopes[c]) for c in range(3)]
-    state, update = algorithm.aggregate(algorithm.init(), replies)
+    state, update = algorithm.aggregate(algorithm.init(), algorithm.plan(algorithm.init(), range(3)), replies)
     moved = [walk_delta(params, walk, law="gaussian").tensors for walk in update.parts]
     log = [
         sum(np.linalg.norm((m[name] - sum(o[name] for o in moved) / 3).numpy()) for name in params.names) for m in moved
@@ -534,7 +536,7 @@ def test_compat_is_not_nan_where_the_papers_code_was():
     algorithm = with_personal_rates(
         fedmezo(Settings(1e-5, steps=1), seed=1, cohort=3), Personal("round-loss", compat=True), seed=1, rate=1e-5
     )
-    state, _ = algorithm.aggregate(algorithm.init(), [Reply(0, c, 1, 1.5 + c * 1e-5, (1.0,)) for c in range(3)])
+    state = after(algorithm, algorithm.init(), {c: (1.5 + c * 1e-5, (1.0,)) for c in range(3)})
     assert [task.rate for task in algorithm.plan(state, range(3))] == [1e-5] * 3
 
 

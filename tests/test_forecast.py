@@ -247,8 +247,9 @@ def test_the_forecast_of_a_language_models_round_holds_what_sixteen_rounds_do_on
             changed = config.model_copy(update={"federation": federation, "algorithm": settings})
             algorithm = build_algorithm(changed, built.data.sizes)
             state = algorithm.init()
-            replies = algorithm.client(algorithm.plan(state, range(3)), built.bench)
-            apply_(params, algorithm.aggregate(state, replies)[1], law="gaussian")
+            tasks = algorithm.plan(state, range(3))
+            replies = algorithm.client(tasks, built.bench)
+            apply_(params, algorithm.aggregate(state, tasks, replies)[1], law="gaussian")
             changes.append(loss() - before)
             params.copy_(start)
         first = forecast(known, replace(setting_of(config), rate=rate))["first_round"]

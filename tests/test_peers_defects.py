@@ -62,8 +62,9 @@ def test_fedkseed_clipping_a_slope_crashes(name):
         return (1e6 if step == 2 else 1.0) * quadratic_loss(tensors, client, round_number, step)
 
     algorithm, bench = FAMILY[name](seed=1, cohort=2), ToyBench(quadratic_params(), steep)
-    replies = algorithm.client(algorithm.plan(algorithm.init(), CLIENTS), bench)
-    state, update = algorithm.aggregate(algorithm.init(), replies)
+    tasks = algorithm.plan(algorithm.init(), CLIENTS)
+    replies = algorithm.client(tasks, bench)
+    state, update = algorithm.aggregate(algorithm.init(), tasks, replies)
     assert max(abs(s) for s in replies[0].slopes) > 1e5
     assert all(abs(c) < 10 for walk in update.parts for c in walk.coefficients)
     assert all(math.isfinite(t.clip) for t in algorithm.plan(state, CLIENTS))
@@ -119,7 +120,7 @@ def test_fedkseed_rate_must_be_constant():
     state, rates = algorithm.init(), []
     for _ in range(3):
         tasks = algorithm.plan(state, CLIENTS)
-        state, _ = algorithm.aggregate(state, algorithm.client(tasks, quadratic_bench()))
+        state, _ = algorithm.aggregate(state, tasks, algorithm.client(tasks, quadratic_bench()))
         rates.append(tasks[0].rate)
     assert rates == pytest.approx([0.01, 0.008, 0.006])
 
@@ -128,7 +129,8 @@ def test_fedkseed_pro_history_grows_with_every_step_and_is_shared_by_reference()
     algorithm = fedkseed(SETTINGS, Pool(16, pro=True), seed=1, cohort=2)
     first = state = algorithm.init()
     for _ in range(20):
-        state, _ = algorithm.aggregate(state, algorithm.client(algorithm.plan(state, CLIENTS), quadratic_bench()))
+        tasks = algorithm.plan(state, CLIENTS)
+        state, _ = algorithm.aggregate(state, tasks, algorithm.client(tasks, quadratic_bench()))
     assert state.scores.nbytes + state.counts.nbytes + state.sums.nbytes == 3 * 8 * 16
     assert first.scores.sum() == 0
     assert first.counts.sum() == 16
@@ -152,7 +154,7 @@ def test_fate_every_client_and_round_draws_the_same_seeds(name):
         for _ in range(3):
             tasks = algorithm.plan(state, CLIENTS)
             drawn |= {directions_of(task).seeds for task in tasks}
-            state, _ = algorithm.aggregate(state, algorithm.client(tasks, quadratic_bench()))
+            state, _ = algorithm.aggregate(state, tasks, algorithm.client(tasks, quadratic_bench()))
     assert len(drawn) == 2 * 3 * 3
 
 
@@ -162,8 +164,9 @@ def test_fate_the_step_grows_with_the_number_of_clients(name, gradient_bench):
     def length(cohort, seed):
         bench = gradient_bench()
         algorithm = FAMILY[name](seed=seed, cohort=cohort)
-        replies = algorithm.client(algorithm.plan(algorithm.init(), range(cohort)), bench)
-        apply_(bench.params, algorithm.aggregate(algorithm.init(), replies)[1], law="gaussian")
+        tasks = algorithm.plan(algorithm.init(), range(cohort))
+        replies = algorithm.client(tasks, bench)
+        apply_(bench.params, algorithm.aggregate(algorithm.init(), tasks, replies)[1], law="gaussian")
         moved = torch.cat([(t - quadratic_params()[n]).view(-1) for n, t in bench.params])
         pull = torch.cat([t.view(-1) for _, t in quadratic_params()])
         return -float(moved @ pull / (pull @ pull))

@@ -96,7 +96,8 @@ def kinds(path, downlink):
         for done in journal.rounds():
             task = replace(done.entries[0].task, client=99)
             found.append(downlink.offers([task], POOLED.sums(state))[0].kind)
-            state, _ = POOLED.aggregate(state, [entry.reply for entry in done.entries])
+            tasks, replies = [entry.task for entry in done.entries], [entry.reply for entry in done.entries]
+            state, _ = POOLED.aggregate(state, tasks, replies)
             downlink.remember(done)
     return found
 

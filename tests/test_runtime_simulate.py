@@ -14,11 +14,14 @@ import pytest
 from toys import ToyBench, quadratic_bench, quadratic_loss, quadratic_params
 
 from fedmezo.errors import RunError
+from fedmezo.fl.fedkseed import Pool, fedkseed
 from fedmezo.fl.fedmezo import Settings, fedmezo
+from fedmezo.fl.pool import pool_seed
+from fedmezo.fl.rates import Personal, with_personal_rates
 from fedmezo.runtime.guard import Guard
-from fedmezo.runtime.journal import Header, Journal, replay
+from fedmezo.runtime.journal import Header, Journal, replay, update_of
 from fedmezo.runtime.pull import Downlink
-from fedmezo.runtime.simulate import START, simulate
+from fedmezo.runtime.simulate import START, Simulation, simulate
 
 SETTINGS = Settings(rate=0.01, mu=1e-2, steps=6, clip=3.0)
 
@@ -199,6 +202,49 @@ def test_resume_equals_uninterrupted_across_guard_actions(tmp_path, on_surge, st
     go(tmp_path / "b", rounds=25, settings=wild, clients=3, on_surge=on_surge, stop=stop)
     resumed, _ = go(tmp_path / "b", rounds=25, settings=wild, clients=3, on_surge=on_surge)
     assert resumed == whole
+
+
+def pooled(kind: str, *, rounds: int):
+    """Returns a pool whose rate falls over `rounds`."""
+    settings = replace(SETTINGS, decay="linear", rounds=rounds)
+    plain = fedkseed(settings, Pool(16, pro=kind == "pro"), seed=11, cohort=3)
+    if kind != "personal":
+        return plain
+    return with_personal_rates(plain, Personal("round-loss"), seed=11, rate=SETTINGS.rate)
+
+
+def sums_told_by(journal: Journal, *, pool: int = 16) -> list[float]:
+    """Returns the sums of coefficients of a journal's walks, candidate by candidate."""
+    place = {pool_seed(11, j): j for j in range(pool)}
+    sums = [0.0] * pool
+    for done in journal.rounds():
+        update = update_of(done)
+        for walk, weight in zip(update.parts, update.weights, strict=True):
+            for seed, coefficient in zip(walk.seeds, walk.coefficients, strict=True):
+                sums[place[seed]] += weight * coefficient
+    return sums
+
+
+@pytest.mark.parametrize("kind", ["uniform", "pro", "personal"])
+def test_more_rounds_at_other_rates_leave_the_sums_those_of_the_walks_that_were_taken(tmp_path, kind):
+    def going_on(rounds):
+        return Simulation(pooled(kind, rounds=rounds), quadratic_bench(), journal, range(5), rounds, dict)
+
+    bench = quadratic_bench()
+    with Journal.create(tmp_path / "a", header(bench)) as journal:
+        short = Simulation(pooled(kind, rounds=4), bench, journal, range(5), 4, dict)
+        rates = [report.rate for report in short.run()]
+        told = sums_told_by(journal)
+        longer = going_on(12)
+        assert longer.algorithm.sums(longer.state).tolist() == told == short.algorithm.sums(short.state).tolist()
+        rates += [report.rate for report in longer.run()]
+        assert longer.algorithm.sums(longer.state).tolist() == sums_told_by(journal) != told
+        # The second half of the run walked at the rates of a longer one.
+        assert rates[4] > rates[3] > 0
+        # Stopped again, it is where it was.
+        again = going_on(12)
+        assert again.algorithm.sums(again.state).tolist() == longer.algorithm.sums(longer.state).tolist()
+        assert again.bench.params.digest() == longer.bench.params.digest()
 
 
 def test_a_falling_loss_never_trips_the_guard():

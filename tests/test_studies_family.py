@@ -123,10 +123,9 @@ def test_every_key_of_pro_reaches_the_algorithm(records):
     def second_round(**keys):
         algorithm = build(small(records, algorithm=FAMILY["fedkseed-pro"] | keys, federation=TAKING_PART)).algorithm
         state = algorithm.init()
-        replies = [
-            Reply(0, task.client, 1, 1.0, (1.0, 2.0, 8.0), coding="float16") for task in algorithm.plan(state, range(5))
-        ]
-        return algorithm.plan(algorithm.aggregate(state, replies)[0], range(5))[0]
+        tasks = algorithm.plan(state, range(5))
+        replies = [Reply(0, task.client, 1, 1.0, (1.0, 2.0, 8.0), coding="float16") for task in tasks]
+        return algorithm.plan(algorithm.aggregate(state, tasks, replies)[0], range(5))[0]
 
     usual = second_round()
     assert usual.importance

@@ -67,8 +67,9 @@ def play(algorithm, steps: int, rounds: int, clients: int, seed: int, kind: str 
     state, watch, surged, losses = algorithm.init(), Guard(), False, []
     start = bench.evaluate(evaluation()).loss
     for number in range(rounds):
-        replies = algorithm.client(algorithm.plan(state, range(clients)), bench)
-        state, update = algorithm.aggregate(state, replies)
+        tasks = algorithm.plan(state, range(clients))
+        replies = algorithm.client(tasks, bench)
+        state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law="gaussian")
         losses.append(sum(r.loss for r in replies) / clients)
         if guard:

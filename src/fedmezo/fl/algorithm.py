@@ -118,6 +118,11 @@ class Task:
         _require(math.isfinite(decay) and decay >= 0, f"Task.weight_decay must be finite and >= 0, got {decay}.")
         _require(not decay or self.method != "walk", "Task.weight_decay is for backpropagation only.")
 
+    @property
+    def slopes(self) -> int:
+        """How many slopes its reply has: one per direction of every step; none after backpropagation."""
+        return self.steps * self.directions if self.method == "walk" else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -202,11 +207,16 @@ S = TypeVar("S")
 class Algorithm(Generic[S]):
     """A federated algorithm as a value; variants are functions that take one and return one.
 
+    What a round adds follows from the tasks that were sent and the replies to them, not from what would be planned now:
+    the numbers of a run may change between rounds, and what was walked before stays what it was.
+
     Attributes:
       init: the server's state before round 0.
       plan: (state, the clients that are there) -> one task per client of this round's cohort.
       client: (tasks, bench) -> one reply per task; leaves the bench's parameters bit for bit as they were.
-      aggregate: (state, replies) -> (next state, what the round adds to the model). Replies come in any order.
+      aggregate: (state, tasks, replies) -> (next state, what the round adds to the model). The tasks are those that
+        were sent, or that the journal has; some may be without a reply. A reply's task is that of its client, and
+        tasks and replies come in any order.
       slow_down: (state, factor) -> the state with every later rate multiplied by `factor`; for guards.
       with_factors: (state, client -> factor) -> the state in which these clients' rates are multiplied by their
         factors, all others' by 1; for personalised rates.
@@ -216,7 +226,7 @@ class Algorithm(Generic[S]):
     init: Callable[[], S]
     plan: Callable[[S, Sequence[int]], Sequence[Task]]
     client: Callable[[Sequence[Task], Bench], Sequence[Reply]]
-    aggregate: Callable[[S, Sequence[Reply]], tuple[S, Update]]
+    aggregate: Callable[[S, Sequence[Task], Sequence[Reply]], tuple[S, Update]]
     slow_down: Callable[[S, float], S]
     with_factors: Callable[[S, Mapping[int, float]], S]
     sums: Callable[[S], NDArray[np.float64] | None] = lambda _: None

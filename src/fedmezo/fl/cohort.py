@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from fedmezo.errors import RunError
-from fedmezo.fl.algorithm import Reply
+from fedmezo.fl.algorithm import Reply, Task
 from fedmezo.zo.noise import derive_seed
 
-__all__ = ["Decay", "decayed", "draw_cohort", "in_order"]
+__all__ = ["Decay", "answers", "decayed", "draw_cohort"]
 
 Decay = Literal["constant", "linear", "cosine", "wsd"]
 
@@ -35,20 +35,25 @@ def decayed(decay: Decay, round: int, rounds: int) -> float:
     return (1 + math.cos(math.pi * done)) / 2 if decay == "cosine" else 1.0
 
 
-def in_order(replies: Sequence[Reply], round: int, *, slopes: int) -> list[Reply]:
-    """Returns the replies in client order.
+def answers(tasks: Sequence[Task], replies: Sequence[Reply], *, round: int) -> list[tuple[Task, Reply]]:
+    """Returns each reply of a round with the task it answers, in client order; tasks without a reply are left out.
 
     Raises:
-      RunError: a client replied twice, for another round, or with another number of slopes than `slopes`.
+      RunError: a client replied twice, for another round, without a task of this one, or with another number of slopes
+        than its task asks for.
     """
     ordered = sorted(replies, key=lambda reply: reply.client)
     clients = [reply.client for reply in ordered]
     if len(set(clients)) < len(clients):
         raise RunError(f"Round {round}: a client replied twice (clients {clients}).")
+    asked = {task.client: task for task in tasks if task.round == round}
     for reply in ordered:
-        if reply.round != round or len(reply.slopes) != slopes:
+        if reply.client not in asked:
+            raise RunError(f"Round {round}: client {reply.client} replied, and there is no task for it; was it asked?")
+        expected = asked[reply.client].slopes
+        if reply.round != round or len(reply.slopes) != expected:
             raise RunError(
                 f"Round {round}: client {reply.client} sent {len(reply.slopes)} slopes for round {reply.round}, "
-                f"expected {slopes}."
+                f"expected {expected}."
             )
-    return ordered
+    return [(asked[reply.client], reply) for reply in ordered]

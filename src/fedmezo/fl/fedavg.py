@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmezo.errors import ConfigError, RunError
 from fedmezo.fl.aggregate import Weighting, uniform_weights
 from fedmezo.fl.algorithm import Algorithm, Bench, Point, Reply, Task
-from fedmezo.fl.cohort import Decay, decayed, draw_cohort, in_order
+from fedmezo.fl.cohort import Decay, answers, decayed, draw_cohort
 from fedmezo.zo.params import Params
 from fedmezo.zo.seedsum import DenseDelta, Update
 
@@ -97,8 +97,8 @@ def fedavg(
     def plan(state: State, clients: Sequence[int]) -> list[Task]:
         return [task(state, client) for client in draw_cohort(seed, state.round, clients, cohort)]
 
-    def aggregate(state: State, replies: Sequence[Reply]) -> tuple[State, Update]:
-        ordered = in_order(replies, state.round, slopes=0)
+    def aggregate(state: State, tasks: Sequence[Task], replies: Sequence[Reply]) -> tuple[State, Update]:
+        ordered = [reply for _, reply in answers(tasks, replies, round=state.round)]
         update = Update(tuple(map(_delta, ordered)), tuple(weights(ordered)) if ordered else (), state.round)
         return replace(state, round=state.round + 1), update
 

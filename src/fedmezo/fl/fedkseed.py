@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedmezo.fl.aggregate import Weighting, uniform_weights
 from fedmezo.fl.algorithm import MAX_ODDS, Algorithm, Reply, Task
-from fedmezo.fl.cohort import draw_cohort, in_order
+from fedmezo.fl.cohort import answers, draw_cohort
 from fedmezo.fl.fedmezo import Settings, State, advanced, ask
 from fedmezo.fl.pool import directions_of
 from fedmezo.fl.walk import take_walks, walk_of
@@ -95,21 +95,18 @@ def fedkseed(
             sums=np.zeros(pool.size), scores=np.zeros(pool.size), counts=np.full(pool.size, prior, np.int64)
         )
 
-    def tasks(state: PoolState, clients: Sequence[int]) -> list[Task]:
-        odds = odds_of(state, pool)
-        plain = (ask(settings, state, seed=seed, client=client) for client in clients)
+    def plan(state: PoolState, clients: Sequence[int]) -> list[Task]:
+        odds, drawn = odds_of(state, pool), draw_cohort(seed, state.round, clients, cohort)
+        plain = (ask(settings, state, seed=seed, client=client) for client in drawn)
         return [replace(task, pool=pool.size, odds=odds, importance=pool.importance) for task in plain]
 
-    def plan(state: PoolState, clients: Sequence[int]) -> list[Task]:
-        return tasks(state, draw_cohort(seed, state.round, clients, cohort))
-
-    def aggregate(state: PoolState, replies: Sequence[Reply]) -> tuple[PoolState, Update]:
-        ordered = in_order(replies, state.round, slopes=settings.steps * settings.directions)
-        asked = tasks(state, [reply.client for reply in ordered])
-        walks = tuple(walk_of(task, reply.slopes) for task, reply in zip(asked, ordered, strict=True))
+    def aggregate(state: PoolState, tasks: Sequence[Task], replies: Sequence[Reply]) -> tuple[PoolState, Update]:
+        pairs = answers(tasks, replies, round=state.round)
+        walks = tuple(walk_of(task, reply.slopes) for task, reply in pairs)
+        ordered = [reply for _, reply in pairs]
         update = Update(walks, tuple(weights(ordered)) if ordered else (), state.round)
         sums, scores, counts = state.sums.copy(), state.scores.copy(), state.counts.copy()
-        for task, reply, walk, weight in zip(asked, ordered, walks, update.weights, strict=True):
+        for (task, reply), walk, weight in zip(pairs, walks, update.weights, strict=True):
             places = np.array(directions_of(task).places)
             slopes = np.array(reply.slopes)
             finite = np.isfinite(slopes)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from fedmezo.fl.aggregate import Weighting, uniform_weights
 from fedmezo.fl.algorithm import Algorithm, Reply, Task
-from fedmezo.fl.cohort import Decay, decayed, draw_cohort, in_order
+from fedmezo.fl.cohort import Decay, answers, decayed, draw_cohort
 from fedmezo.fl.walk import take_walks, walk_of
 from fedmezo.zo.coding import Coding
 from fedmezo.zo.estimate import Estimator, robust_scale
@@ -123,15 +123,14 @@ def fedmezo(
       weights: replies -> weight of each, summing to 1.
     """
 
-    def task(state: State, client: int) -> Task:
-        return ask(settings, state, seed=seed, client=client)
-
     def plan(state: State, clients: Sequence[int]) -> list[Task]:
-        return [task(state, client) for client in draw_cohort(seed, state.round, clients, cohort)]
+        drawn = draw_cohort(seed, state.round, clients, cohort)
+        return [ask(settings, state, seed=seed, client=client) for client in drawn]
 
-    def aggregate(state: State, replies: Sequence[Reply]) -> tuple[State, Update]:
-        ordered = in_order(replies, state.round, slopes=settings.steps * settings.directions)
-        walks = tuple(reply.delta or walk_of(task(state, reply.client), reply.slopes) for reply in ordered)
+    def aggregate(state: State, tasks: Sequence[Task], replies: Sequence[Reply]) -> tuple[State, Update]:
+        pairs = answers(tasks, replies, round=state.round)
+        walks = tuple(reply.delta or walk_of(task, reply.slopes) for task, reply in pairs)
+        ordered = [reply for _, reply in pairs]
         update = Update(walks, tuple(weights(ordered)) if ordered else (), state.round)
         return advanced(state, ordered), update
 

@@ -24,9 +24,10 @@ from fedmezo.fl.signals import (
     scalar_distances,
     squared_gradients,
 )
+from fedmezo.fl.walk import walk_of
 from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params
-from fedmezo.zo.seedsum import Update, Walk
+from fedmezo.zo.seedsum import DenseDelta, Update, Walk
 
 __all__ = [
     "Mode", "Personal", "PersonalState", "Signal", "factor", "measured", "phi_in_force", "phi_of",
@@ -142,18 +143,16 @@ def with_personal_rates(
       law: the directions' law, likewise.
     """
 
-    def paced(state: PersonalState[S], clients: Sequence[int]) -> S:
+    def plan(state: PersonalState[S], clients: Sequence[int]) -> Sequence[Task]:
         phi = phi_in_force(state, personal, clients=clients, seed=seed)
         own = {c: factor(phi[c], personal, rate=rate) * state.factors.get(c, 1.0) for c in clients}
-        return algorithm.with_factors(state.inner, own)
+        return algorithm.plan(algorithm.with_factors(state.inner, own), clients)
 
-    def plan(state: PersonalState[S], clients: Sequence[int]) -> Sequence[Task]:
-        return algorithm.plan(paced(state, clients), clients)
-
-    def aggregate(state: PersonalState[S], replies: Sequence[Reply]) -> tuple[PersonalState[S], Update]:
-        before = paced(state, [reply.client for reply in replies])
-        inner, update = algorithm.aggregate(before, replies)
-        values = measured(personal, replies, _as_walks(algorithm, before, replies, update), params=params, law=law)
+    def aggregate(
+        state: PersonalState[S], tasks: Sequence[Task], replies: Sequence[Reply]
+    ) -> tuple[PersonalState[S], Update]:
+        inner, update = algorithm.aggregate(state.inner, tasks, replies)
+        values = measured(personal, replies, _as_walks(update, tasks, replies), params=params, law=law)
         seen = (*state.seen, values)[-personal.rounds :]
         phi = smoothed(state.phi, phi_of(personal, seen), keep=personal.smoothing)
         return replace(state, inner=inner, round=state.round + 1, seen=seen, phi=phi), update
@@ -172,12 +171,15 @@ def with_personal_rates(
     )
 
 
-def _as_walks(algorithm: Algorithm[S], state: S, replies: Sequence[Reply], update: Update) -> Update:
+def _as_walks(update: Update, tasks: Sequence[Task], replies: Sequence[Reply]) -> Update:
     """Returns what the round added, as walks where there are slopes: a journal keeps no walk that was written out."""
-    if not any(reply.slopes and reply.delta for reply in replies):
-        return update
-    scalars = [replace(reply, delta=None) if reply.slopes else reply for reply in replies]
-    return algorithm.aggregate(state, scalars)[1]
+    asked = {task.client: task for task in tasks}
+    ordered = sorted(replies, key=lambda reply: reply.client)
+    parts = [
+        walk_of(asked[reply.client], reply.slopes) if reply.slopes and isinstance(part, DenseDelta) else part
+        for reply, part in zip(ordered, update.parts, strict=True)
+    ]
+    return replace(update, parts=tuple(parts))
 
 
 def measured(

@@ -35,6 +35,7 @@ from fedmezo.zo.params import Params
 __all__ = ["Distant", "Terms"]
 
 _POLL = 0.1  # seconds between looks at what came back
+_GREET = 1.0  # seconds between looks at who is there, while replies are waited for
 _PAUSE = 5.0  # seconds before a client that failed is asked again
 
 
@@ -177,10 +178,12 @@ class _Asking:
           RunError: the patience was over without a quorum.
         """
         owner, terms = self._owner, self._owner.terms
-        quorum, late = owner._quorum(len(self._tasks)), []
+        quorum, late, greeted = owner._quorum(len(self._tasks)), [], -math.inf
         while True:
-            owner.roster.greet()
-            late += owner._take_late()
+            if time.monotonic() - greeted >= _GREET:
+                owner.roster.greet()
+                late += owner._take_late()
+                greeted = time.monotonic()
             for back in owner.roster.line.receive(self._sent):
                 self._heard(self._sent.pop(back.ticket), back)
             passed = time.monotonic() - self._began
@@ -231,12 +234,11 @@ class _Asking:
     def _take(self, sent: _Sent, answer: Done, reply: Reply) -> None:
         task = self._tasks[sent.client]
         told = (reply.round, reply.client, len(reply.slopes))
-        slopes = task.steps * task.directions if task.method == "walk" else 0
-        if told != (task.round, task.client, slopes):
+        if told != (task.round, task.client, task.slopes):
             self._fail(
                 sent.client, "garbage",
-                f"answered with {told[2]} slopes of client {told[1]} for round {told[0]}, asked for {slopes} of round "
-                f"{task.round}",
+                f"answered with {told[2]} slopes of client {told[1]} for round {told[0]}, asked for {task.slopes} of "
+                f"round {task.round}",
             )  # fmt: skip
             return
         self._owner.roster.holds(sent.client, task.round, exact=sent.exact)

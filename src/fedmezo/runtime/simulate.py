@@ -124,16 +124,13 @@ class Simulation(Generic[S]):
         replay(self.bench.params, self.journal)
         self.state, self.guard, self._spent = self.algorithm.init(), Guard(), Counter()
         self._down = self.downlink.afresh() if self.downlink is not None else Downlink(self.bench.params.dim)
-        slowed = 1.0
         for done in self.journal.rounds():
-            # Sums of coefficients and clips must come from the rates that were in force.
-            self._slow_(done.slowed / slowed)
-            slowed = done.slowed
-            replies = [entry.reply for entry in done.entries]
-            self.state, _ = self.algorithm.aggregate(self.state, replies)
+            tasks, replies = [entry.task for entry in done.entries], [entry.reply for entry in done.entries]
+            self.state, _ = self.algorithm.aggregate(self.state, tasks, replies)
             self.guard, _ = self.guard.observe(done.round, done.loss)
             self._remember(done)
-        self._slow_(self.journal.slowed() / slowed)
+        # What was walked has the rates of its tasks; only those to come are to be slowed.
+        self._slow_(self.journal.slowed())
         looks = [detail for _, kind, detail in self.journal.events() if kind == LOOK]
         self.look = Look.from_json(looks[-1]) if looks else None
 
@@ -205,8 +202,9 @@ class Simulation(Generic[S]):
 
     def _send(self, number: int) -> _Sent:
         """Plans a round and gives its tasks to the walkers, each through its bytes."""
+        there = self._walkers.there(self.clients)
         watch, before = Stopwatch(), checksum(self.bench.params)
-        planned = self.algorithm.plan(self.state, self._walkers.there(self.clients))
+        planned = self.algorithm.plan(self.state, there)
         sums = self.algorithm.sums(self.state)
         offers, tell = self._down.offers(planned, sums), self._down.tell(planned, sums)
         sent = [encode_task(task) for task in planned]
@@ -256,7 +254,7 @@ class Simulation(Generic[S]):
         """Adds the replies to the model; returns who answered what, at which weight and size."""
         received = [encode_reply(reply) for one in walked for reply in one.replies]
         replies = [decode_reply(data) for data in received]
-        self.state, update = self.algorithm.aggregate(self.state, replies)
+        self.state, update = self.algorithm.aggregate(self.state, sent.tasks, replies)
         apply_(self.bench.params, update, law=sent.tasks[0].law)
         weights = dict(zip(sorted(reply.client for reply in replies), update.weights, strict=True))
         down = {task.client: size for task, size in zip(sent.tasks, sent.sizes, strict=True)}

@@ -96,7 +96,7 @@ def _bytes(built: Built) -> dict[str, float]:
         for task, reply, offer in zip(tasks, replies, offers, strict=True):
             down += len(encode_task(task)) + offer.bytes
             up += len(encode_reply(replace(reply, delta=None))) + (0 if reply.delta is None else _written(reply.delta))
-        state, update = built.algorithm.aggregate(state, replies)
+        state, update = built.algorithm.aggregate(state, tasks, replies)
         entries = zip(tasks, replies, update.weights, strict=True)
         done = tuple(Entry(task, reply, weight, 0, 0) for task, reply, weight in entries)
         downlink.remember(Round(number, done, loss=0, rate=0, slowed=1, seconds=0, forwards=0, tokens=0))
@@ -111,9 +111,10 @@ def _bytes(built: Built) -> dict[str, float]:
 
 
 def _reply(task: Task, built: Built) -> Reply:
-    slopes = () if task.method != "walk" else (1.0,) * (task.steps * task.directions)
+    slopes = (1.0,) * task.slopes
     delta = DenseDelta(dict(built.bench.params)) if task.dense or task.method != "walk" else None
-    return Reply(task.round, task.client, 1, 1.0, slopes, delta, task.coding)
+    # Unequal losses, so that rates that go by them differ, as they will.
+    return Reply(task.round, task.client, 1, 1 + task.client / 1024, slopes, delta, task.coding)
 
 
 def _written(delta: DenseDelta) -> int:
