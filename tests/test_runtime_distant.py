@@ -1,4 +1,4 @@
-"""Clients on other machines: the same bits as a simulation, whatever fails on the way; the network is inside this process."""
+"""Clients on other machines: a simulation's bits, whatever fails on the way; the network is inside this process."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import StopAfter, StopError, small, write_records
 
-from fedmezo import __version__
+from fedmezo import __version__, diagnose
 from fedmezo.errors import ConfigError, RunError, WireError
 from fedmezo.runtime import calls, distant
 from fedmezo.runtime.calls import (
@@ -38,6 +38,7 @@ ONE_PER_PASS = {"lanes": 2, "threads": 1}
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(distant, "_POLL", 0.0005)
+    monkeypatch.setattr(distant, "_GREET", 0.0)
     monkeypatch.setattr(distant, "_PAUSE", 0.002)
 
 
@@ -58,6 +59,13 @@ def resident(client, **asked_):
 
 def line_of(clients=3, **asked_):
     return FakeLine({10 + client: resident(client, **asked_).answer for client in range(clients)})
+
+
+def own_file(folder, *, count):
+    rows = [{"instruction": "Say", "input": str(number), "output": "zebra"} for number in range(count)]
+    path = folder / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def events_of(folder):
@@ -100,7 +108,11 @@ def test_a_network_gives_the_bits_of_the_simulation(records, tmp_path, sections)
     assert distributed.eval == simulated.eval
     assert distributed.forwards == simulated.forwards and distributed.tokens == simulated.tokens
     losses = [
-        [(entry.reply.client, entry.reply.loss, entry.reply.slopes) for done in rounds_of(folder) for entry in done.entries]
+        [
+            (entry.reply.client, entry.reply.loss, entry.reply.slopes)
+            for done in rounds_of(folder)
+            for entry in done.entries
+        ]
         for folder in (tmp_path / "distributed", tmp_path / "simulated")
     ]
     assert losses[0] == losses[1]
@@ -126,7 +138,9 @@ def test_sums_of_a_pool_agree_up_to_rounding(records, tmp_path):
 
 def test_a_clients_own_file_never_reaches_the_server(records, tmp_path):
     own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps({"instruction": "Say", "input": str(n), "output": "zebra"}) + "\n" for n in range(7)))
+    own.write_text(
+        "".join(json.dumps({"instruction": "Say", "input": str(n), "output": "zebra"}) + "\n" for n in range(7))
+    )
     config = config_of(records, federation={"clients": 2})
     line = FakeLine(
         {
@@ -141,7 +155,9 @@ def test_a_clients_own_file_never_reaches_the_server(records, tmp_path):
 
 def test_weights_by_dataset_are_those_the_clients_say_also_after_a_restart(records, tmp_path):
     own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps({"instruction": "Say", "input": str(n), "output": "zebra"}) + "\n" for n in range(9)))
+    own.write_text(
+        "".join(json.dumps({"instruction": "Say", "input": str(n), "output": "zebra"}) + "\n" for n in range(9))
+    )
     config = config_of(
         records,
         federation={"clients": 2, "weighting": "dataset", "pull": "pairs"},
@@ -357,6 +373,10 @@ def test_one_of_four_clients_always_fails(records, tmp_path):
     assert [[e.task.client for e in done.entries] for done in rounds_of(tmp_path / "run")] == [[0, 1, 3]] * 4
     told = [text for _, kind, text in events_of(tmp_path / "run") if kind == "absent"]
     assert told == ["client 2 failed (its disk is full)"] * 4
+    found = {finding.kind: finding for finding in diagnose(tmp_path / "run").findings}
+    assert found["silent-client"].numbers == {"client": 2, "missed": 4, "asked": 4}
+    assert "did not answer in 4 of the 4 rounds" in found["silent-client"].sentence
+    assert "its worker has died" in found["silent-client"].advice
 
 
 def test_without_a_quorum_the_run_ends_in_a_sentence_and_can_go_on(records, tmp_path, unbroken):
@@ -435,6 +455,8 @@ def test_two_clients_with_one_number(records, tmp_path, unbroken):
     line.online.add(13)
     assert run(config_of(records), out=tmp_path / "run", line=line).digest == unbroken
     assert any("A second client says it is client 1" in text for *_, text in events_of(tmp_path / "run"))
+    kinds = {finding.kind for finding in diagnose(tmp_path / "run").findings}
+    assert "turned-away" in kinds and "silent-client" not in kinds
     assert any("give this one another --id" in text for text in heard)
 
 
@@ -461,7 +483,9 @@ def test_another_base_model_is_refused_at_the_handshake(records, tmp_path):
     config = config_of(records, network={"clients": 2})
     run(config, out=tmp_path / "run", line=line)
     assert all(len(done.entries) == 2 for done in rounds_of(tmp_path / "run"))
-    assert len(heard) == 1 and "Client 2 has another base model" in heard[0] and "give it the server's model" in heard[0]
+    assert (
+        len(heard) == 1 and "Client 2 has another base model" in heard[0] and "give it the server's model" in heard[0]
+    )
 
 
 @pytest.mark.parametrize("name", ["protocol", "wire", "noise", "package"])
@@ -505,7 +529,8 @@ def test_an_error_inside_a_client_is_a_refusal_and_the_client_lives():
 
 REQUESTS = [Hello("r", "p", 3, 1, "f", "l", '{"a": 1}'), Walk(b"12345678", b"task"), Notice("one sentence")]
 ANSWERS = [
-    Welcome("r", 3, "ab", 5, 7, exact=False), Done(b"reply", 3, 2**40, 1.5), Behind(9), Stranger(), Refused("no"), Noted(),
+    Welcome("r", 3, "ab", 5, 7, exact=False), Done(b"reply", 3, 2**40, 1.5), Behind(9), Stranger(), Refused("no"),
+    Noted(),
 ]  # fmt: skip
 
 

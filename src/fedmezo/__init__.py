@@ -21,26 +21,33 @@ if TYPE_CHECKING:
     from fedmezo.fl.rates import Personal, with_personal_rates
     from fedmezo.models.load import fetch, load_model
     from fedmezo.runtime.journal import Journal
+    from fedmezo.runtime.line import Line, Parcel, Returned
     from fedmezo.runtime.progress import RoundReport
     from fedmezo.runtime.simulate import simulate
     from fedmezo.studies.build import build
     from fedmezo.studies.config import Config, load_config
     from fedmezo.studies.doctor import diagnose
     from fedmezo.studies.plan import plan
+    from fedmezo.studies.resident import Asked, build_resident
     from fedmezo.studies.run import Summary, resume, run
     from fedmezo.studies.uses import evaluate, export, rollback, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Asked": "fedmezo.studies.resident",
     "Config": "fedmezo.studies.config",
     "Journal": "fedmezo.runtime.journal",
+    "Line": "fedmezo.runtime.line",
+    "Parcel": "fedmezo.runtime.line",
     "Personal": "fedmezo.fl.rates",
     "Pool": "fedmezo.fl.fedkseed",
+    "Returned": "fedmezo.runtime.line",
     "RoundReport": "fedmezo.runtime.progress",
     "Settings": "fedmezo.fl.fedmezo",
     "Summary": "fedmezo.studies.run",
     "build": "fedmezo.studies.build",
+    "build_resident": "fedmezo.studies.resident",
     "diagnose": "fedmezo.studies.doctor",
     "evaluate": "fedmezo.studies.uses",
     "export": "fedmezo.studies.uses",
@@ -60,16 +67,21 @@ _HOMES = {
 }
 
 __all__ = [
+    "Asked",
     "Config",
     "FedMeZOError",
     "Journal",
+    "Line",
+    "Parcel",
     "Personal",
     "Pool",
+    "Returned",
     "RoundReport",
     "Settings",
     "Summary",
     "__version__",
     "build",
+    "build_resident",
     "diagnose",
     "evaluate",
     "export",

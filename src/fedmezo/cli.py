@@ -19,8 +19,10 @@ from fedmezo import __version__
 from fedmezo.channels import aside, fail
 from fedmezo.cli_analyze import analyze_app
 from fedmezo.cli_bench import bench
+from fedmezo.cli_client import client
 from fedmezo.cli_compare import compare
 from fedmezo.cli_config import Folder, Json, Quiet, Settings, Source, config_app, mistake, read_config, show
+from fedmezo.cli_flower import certs_app, flower_app, server, submit
 from fedmezo.cli_use import doctor, evaluate, export, report, rollback, verify
 from fedmezo.errors import ConfigError, FedMeZOError, StoppedError
 
@@ -45,6 +47,10 @@ app.add_typer(analyze_app, name="analyze", rich_help_panel="Prepare")
 app.command(rich_help_panel="Tune")(compare)
 app.command("eval", rich_help_panel="Use")(evaluate)
 app.command(rich_help_panel="Use")(export)
+for verb in (server, client, submit):
+    app.command(rich_help_panel="Across machines")(verb)
+app.add_typer(certs_app, name="certs", rich_help_panel="Across machines")
+app.add_typer(flower_app, name="flower", rich_help_panel="Across machines")
 for verb in (doctor, verify, rollback, report, bench):
     app.command(rich_help_panel="Look after")(verb)
 
@@ -56,6 +62,7 @@ ARGUMENTS = {
     "target": "The folder of a run, or of an adapter.",
     "name": "Such as smollm2-135m.",
     "path": "The file to write; fedmezo.toml by default.",
+    "where": "The folder to make.",
     "what": "noise | step | simulate | replay | memory | all.",
 }
 

@@ -1,4 +1,4 @@
-"""The ServerApp of the Flower App: one run, its clients behind Flower's nodes, its journal in the folder it is given."""
+"""The ServerApp of the Flower App: one run, whose clients are behind Flower's nodes and whose folder it is told."""
 
 from pathlib import Path
 
@@ -22,14 +22,17 @@ def main(grid: Grid, context: Context) -> None:
     """
     from fedmezo.runtime.flower.line import FlowerLine
     from fedmezo.studies.appconfig import config_of
+    from fedmezo.studies.follow import Teller
     from fedmezo.studies.run import resume, run
     from fedmezo.studies.screen import Screen
+    from fedmezo.studies.watch import Watchers
 
     told = context.run_config
     if not told.get("folder"):
         raise RunError('The run configuration names no folder; give `flwr run ... -c \'folder="/path/of/the/run"\'`.')
     folder, line = Path(str(told["folder"])), FlowerLine(grid, ttl=_TTL)
-    with Screen(folder=folder) as watch:
+    with Screen(folder=folder) as screen:
+        watch = Watchers([screen, Teller(folder)])
         if told.get("resume"):
             resume(folder, rounds=int(told.get("more") or 0) or None, watch=watch, line=line)
         else:

@@ -92,9 +92,7 @@ def build_model(config: Config, loaded: Loaded, *, parts: Mapping[int, Sequence[
     batches = (
         None
         if parts is None
-        else Batches(
-            parts, batch_size=federation.batch_size, local_steps=federation.local_steps, seed=federation.seed
-        )
+        else Batches(parts, batch_size=federation.batch_size, local_steps=federation.local_steps, seed=federation.seed)
     )
     adapter = make_adapter(
         loaded.model, kind=settings.kind, rank=settings.rank, alpha=settings.alpha, targets=settings.targets

@@ -118,7 +118,7 @@ class Config(Section):
         return "\n".join(f"[{name}]\n" + _table(getattr(self, name)) for name in _sections())
 
     def digest(self) -> str:
-        """Returns the sha256, in hex, of everything that decides the result: all sections but network, output and runtime."""
+        """Returns the sha256, in hex, of what decides the result: all sections but network, output and runtime."""
         told = self.model_dump(mode="json", exclude={"network", "output", "runtime"})
         return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

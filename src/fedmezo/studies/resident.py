@@ -200,9 +200,7 @@ class Resident:
         return Done(encode_reply(walked.replies[0]), walked.forwards, walked.tokens, walked.seconds)
 
     @staticmethod
-    def _caught_up(
-        taking: _Taking, content: Sequence[News] | Sums | Values, *, round_number: int, law: Law
-    ) -> bool:
+    def _caught_up(taking: _Taking, content: Sequence[News] | Sums | Values, *, round_number: int, law: Law) -> bool:
         """Brings the model to a round by what came with its task; returns whether that was enough."""
         params = taking.bench.params
         if isinstance(content, Values):
@@ -240,5 +238,3 @@ def refuse_strangers(hello: Hello) -> None:
                 f"The server has {name} version {getattr(hello, name)}, this client {mine}; install one version of "
                 "fedmezo on both."
             )
-
-

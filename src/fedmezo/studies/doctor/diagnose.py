@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedmezo.studies.doctor import clients, course, steps, upkeep
+from fedmezo.studies.doctor import clients, course, network, steps, upkeep
 from fedmezo.studies.doctor.finding import SEVERITIES, Diagnosis, Finding
 from fedmezo.studies.doctor.vitals import Vitals, read
 
@@ -26,6 +26,8 @@ _SYMPTOMS: tuple[Callable[[Vitals], Iterator[Finding]], ...] = (
     clients.heavy,
     clients.small,
     clients.absent,
+    network.silent,
+    network.turned_away,
     upkeep.traffic,
     upkeep.tempo,
     upkeep.health,
