@@ -82,6 +82,7 @@ def summary_of(out: Path, *, clients: int, steps: int) -> dict[str, object]:
         "same bits as simulated": told["distributed"]["digest"] == told["simulated"]["digest"],
         "clients": clients,
         "rounds": len(rounds),
+        "steps": steps,
         "payload up, bytes, at most": max(entry.bytes_up for entry in steady),
         "allowed up": 4 * steps + 96,
         "payload down, bytes, at most": max(entry.bytes_down for entry in steady),

@@ -271,6 +271,29 @@ def high() -> str:
     return "\n".join(rows)
 
 
+def network() -> str:
+    """Returns the table of the run over Flower, beside the simulation of it."""
+    run, rounds = read("network.json"), json.loads((ROOT / "benchmarks/results/flower-rounds.json").read_text())
+    same = "the same" if run["same bits as simulated"] else "OTHER"
+    up, down = run["payload up, bytes, at most"], run["payload down, bytes, at most"]
+    messages = run["clients"] * run["rounds"]
+    flower = run["flower, bytes"]
+    return "\n".join(
+        [
+            f"| {run['clients']} clients with TLS and keys on one machine, SmolLM2-135M, GSM8K, {run['rounds']} rounds of "
+            f"{run['steps']} steps | |",
+            "|---|---|",
+            f"| trained bits, beside the simulation's | {same} ({run['digest'][:12]}) |",
+            f"| payload per client and round | {up} bytes up, {down} down |",
+            f"| with Flower's framing and the handshake, on average | {flower['up'] / messages:,.0f} bytes up, "
+            f"{flower['down'] / messages:,.0f} down |",
+            f"| models loaded per client | {max(run['models loaded per client'])} |",
+            f"| a round beyond its walk; Flower alone, empty messages, in the same run | "
+            f"{rounds['median of fedmezo beyond the walk']:.1f} s; {rounds['median of flower alone']:.1f} s |",
+        ]
+    )
+
+
 def main() -> None:
     """Rewrites or checks the README and docs/rate.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -283,6 +306,7 @@ def main() -> None:
         "speed": speed(),
         "rates": rates(),
         "high": high(),
+        "network": network(),
     }
     for path in (ROOT / "README.md", ROOT / "docs/rate.md"):
         old = new = path.read_text()

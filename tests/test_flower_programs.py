@@ -406,6 +406,30 @@ def test_mistakes_are_one_sentence_before_anything_starts(tmp_path, capfd, monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("verb", ["server", "client", "submit", "certs init", "flower init"])
+def test_every_option_and_argument_is_explained_in_80_columns(capfd, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*verb.split(), "--help"]) == 0
+    lines = told(capfd).splitlines()
+    assert max(map(len, lines)) <= 80
+    starts = [line for line in lines if line.startswith("│") and line[5:7].strip()]
+    assert starts and all(len(line.strip("│* ").split()) > 3 for line in starts)
+
+
+def test_a_server_tells_how_to_join_it_by_a_name_of_its_certificate_and_warns_of_its_open_port(tmp_path):
+    from fedmezo.cli_flower import _how_to_join
+    from fedmezo.runtime.flower.certs import make_certificates, server_tls
+    from fedmezo.studies.host import Hosting
+
+    make_certificates(tmp_path, hosts=["tuning.example.org"], clients=1)
+    asked = Hosting(Address("0.0.0.0", 8000), tmp_path, server_tls(tmp_path))
+    said = "\n".join(_how_to_join(asked, tmp_path))
+    assert "fedmezo client --server tuning.example.org:8000 --id 0 --certs client-0" in said
+    assert said.startswith("Warning: whoever reaches 0.0.0.0:8000 can start programs")
+    near = "\n".join(_how_to_join(Hosting(HERE, tmp_path), None))
+    assert "Warning" not in near and near.splitlines()[1].endswith("--server 127.0.0.1:8000 --id 0")
+
+
 def test_an_app_folder_is_written_once(tmp_path, capfd):
     asked = ["flower", "init", str(tmp_path / "app"), "--set", "federation.rounds=7", "--out", "/srv/run"]
     assert main(asked) == 0

@@ -13,12 +13,14 @@ from fedmezo import __version__, diagnose
 from fedmezo.errors import ConfigError, RunError, WireError
 from fedmezo.runtime import calls, distant
 from fedmezo.runtime.calls import (
+    Addend,
     Behind,
     Done,
     Hello,
     Noted,
     Notice,
     Refused,
+    Share,
     Stranger,
     Walk,
     Welcome,
@@ -527,10 +529,13 @@ def test_an_error_inside_a_client_is_a_refusal_and_the_client_lives():
 
 # --- bytes of the calls -----------------------------------------------------------------------------------------------
 
-REQUESTS = [Hello("r", "p", 3, 1, "f", "l", '{"a": 1}'), Walk(b"12345678", b"task"), Notice("one sentence")]
+REQUESTS = [
+    Hello("r", "p", 3, 1, "f", "l", '{"a": 1}'), Walk(b"12345678", b"task"), Notice("one sentence"),
+    Addend(b"12345678", b"task"),
+]  # fmt: skip
 ANSWERS = [
     Welcome("r", 3, "ab", 5, 7, exact=False), Done(b"reply", 3, 2**40, 1.5), Behind(9), Stranger(), Refused("no"),
-    Noted(),
+    Noted(), Share(b"\0\0\x80?" * 3),
 ]  # fmt: skip
 
 

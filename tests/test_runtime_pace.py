@@ -22,7 +22,7 @@ from fedmezo.fl.fedkseed import Pool, fedkseed
 from fedmezo.fl.fedmezo import fedmezo
 from fedmezo.runtime.journal import LOOK, SLOW, Journal, replay
 from fedmezo.runtime.lookout import Lookout, places_of
-from fedmezo.runtime.pace import Look, Pace, factor_of, line, lowest_on, rose, start_of
+from fedmezo.runtime.pace import Look, Pace, factor_of, line, lowest_on, rose, start_of, stays_up
 from fedmezo.runtime.pull import Downlink, catch_up_
 from fedmezo.runtime.simulate import Simulation
 from fedmezo.runtime.wire import Sums
@@ -88,8 +88,9 @@ def alarms(drift: float, *, runs: int = 500, looks: int = 12) -> float:
         seen = [level + drift * number + noise.normal(0, 0.25, 6) for number in range(looks)]
         look = start_of(0, seen[0].tolist())
         for number, losses in enumerate(seen[1:], 1):
-            found += rose(losses.tolist(), look.lowest)
-            if rose(losses.tolist(), look.lowest):
+            told = losses.tolist()
+            if rose(told, look.lowest) or stays_up(look.losses, told, look.lowest):
+                found += 1
                 break
             look = look.then(number, losses.tolist(), forwards=6)
     return found / runs
@@ -98,6 +99,17 @@ def alarms(drift: float, *, runs: int = 500, looks: int = 12) -> float:
 def test_in_a_run_that_falls_chance_seldom_raises_an_alarm_and_a_rise_does():
     assert alarms(-0.05) < 0.1
     assert alarms(0.3) > 0.95
+
+
+def test_a_slow_rise_shows_at_two_looks_where_one_is_not_enough():
+    gaps = (0.1, 0.16, 0.13, 0.1, 0.2, 0.15)
+    above = [loss + gap for loss, gap in zip(BATCHES, gaps, strict=True)]
+    slight = [loss + gap / 3 for loss, gap in zip(BATCHES, gaps, strict=True)]
+    assert stays_up(above, above, BATCHES)
+    assert not stays_up(BATCHES, above, BATCHES) and not stays_up(above, BATCHES, BATCHES)
+    assert not stays_up(above, slight, BATCHES)  # under 2 % of the level
+    scattered = [loss + gap for loss, gap in zip(BATCHES, (-0.5, 0.9, -0.4, 1.0, 0.1, 0.1), strict=True)]
+    assert not stays_up(scattered, scattered, BATCHES)
 
 
 # What was seen

@@ -509,6 +509,11 @@ def test_a_supernode_without_a_worker_is_told_so(flower, node_config):
         flower({"fedmezo": {"payload": b""}}, **node_config)
 
 
+def test_a_simulated_node_keeps_its_client_in_its_own_process(flower):
+    noted = flower({"fedmezo": {"payload": b"\3hello"}}, **{"partition-id": 1, "num-partitions": 2})
+    assert noted.content["fedmezo"]["payload"] == b"\6"
+
+
 @pytest.mark.parametrize("patience", [0, 0.1])
 def test_patience_is_the_nodes_to_choose(flower, path, patience):
     with pytest.raises(RunError, match=f"within {patience} s"):

@@ -797,7 +797,7 @@ def test_impossible_fields_are_refused_with_one_sentence():
 
 @pytest.mark.parametrize(
     ("at", "value", "what"),
-    [(56, 2, "law"), (57, 3, "estimator"), (58, 5, "coding"), (59, 3, "method"), (60, 16, "flags")],
+    [(56, 2, "law"), (57, 3, "estimator"), (58, 5, "coding"), (59, 3, "method"), (60, 32, "flags")],
 )
 def test_unknown_names_are_refused(at, value, what):
     body = bytearray(encode_task(TASK)[6:-4])

@@ -206,5 +206,12 @@ def test_the_running_limit_is_three_robust_deviations():
     assert robust_scale([math.nan]) == 0.0
 
 
+@pytest.mark.parametrize("clip", [0.0, 2.0, math.inf])
+def test_a_skipped_direction_stays_skipped_whatever_the_limit(clip):
+    numbers = {"rate": 0.1, "directions": 1, "clip": clip, "multiple": 3.0}
+    assert step_coefficients([1.0, math.nan], **numbers) == [0.0]
+    assert math.isnan(clip_slope(math.nan, limit=2.0))
+
+
 def test_a_normal_sample_has_a_robust_scale_of_one():
     assert robust_scale(noise(1, "x", size=20_000).tolist()) == pytest.approx(1, abs=0.03)

@@ -29,7 +29,7 @@ def main(grid: Grid, context: Context) -> None:
 
     told = context.run_config
     if not told.get("folder"):
-        raise RunError('The run configuration names no folder; give `flwr run ... -c \'folder="/path/of/the/run"\'`.')
+        raise RunError("The run configuration names no folder; give `flwr run ... -c 'folder=\"/path/of/the/run\"'`.")
     folder, line = Path(str(told["folder"])), FlowerLine(grid, ttl=_TTL)
     with Screen(folder=folder) as screen:
         watch = Watchers([screen, Teller(folder)])

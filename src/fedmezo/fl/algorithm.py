@@ -62,6 +62,8 @@ class Task:
       momentum: share of the step before that is repeated, in [0, 1); starts anew with every task.
       method: "walk" takes forward passes only; "sgd" and "adamw" descend by backpropagation.
       weight_decay: share of the parameters taken off per unit of rate; backpropagation only.
+      sweep: direction j is candidate j of the pool, in order, instead of a draw; so a reply's slopes are any sum over
+        the pool (`sweep.py`). Nobody walks it.
 
     Raises:
       RunError: a field is out of range.
@@ -87,6 +89,7 @@ class Task:
     momentum: float = 0.0
     method: Method = "walk"
     weight_decay: float = 0.0
+    sweep: bool = False
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -117,6 +120,11 @@ class Task:
         decay = self.weight_decay
         _require(math.isfinite(decay) and decay >= 0, f"Task.weight_decay must be finite and >= 0, got {decay}.")
         _require(not decay or self.method != "walk", "Task.weight_decay is for backpropagation only.")
+        if self.sweep:
+            plain = self.method == "walk" and self.directions == 1 and self.clip > 0
+            plain &= not (self.odds or self.momentum)
+            _require(self.pool >= 1 and plain, "Task.sweep is for plain walks over a pool, one direction a step.")
+            _require(self.steps == self.pool, f"Task.sweep needs {self.pool} steps, its pool's, got {self.steps}.")
 
     @property
     def slopes(self) -> int:

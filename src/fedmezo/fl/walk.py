@@ -21,7 +21,9 @@ def walk_of(task: Task, slopes: Sequence[float]) -> Walk:
     """Returns the walk that `slopes` stand for: what the client did, rebuilt by anyone who has the task."""
     named = directions_of(task)
     ends = range(task.directions, len(slopes) + 1, task.directions)
-    pushes = [push for end in ends for push in _pushes(task, named, slopes[:end])]
+    # What came before a step counts for a running limit only, which a sweep has not; and a sweep may be a million long.
+    seen = ([slope] for slope in slopes) if task.sweep else (slopes[:end] for end in ends)
+    pushes = [push for so_far in seen for push in _pushes(task, named, so_far)]
     total = momentum_sums(pushes, directions=task.directions, momentum=task.momentum)
     return Walk(named.seeds[: len(total)], tuple(round_coefficient(c) for c in total))
 

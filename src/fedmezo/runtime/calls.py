@@ -5,12 +5,14 @@ A call is one byte that says its kind, and:
     requests  1 hello    JSON of `Hello`: who is asked to take part in what
               2 walk     check 8 bytes, then a task with what brings the client up to date (`wire.py`)
               3 notice   UTF-8: a sentence for the person at the client; the answer says nothing
+              4 addend   as walk; asks for a share of a sum instead of the reply
     answers   1 welcome  JSON of `Welcome`
               2 done     forwards u32, tokens u64, seconds f32, then a reply (`wire.py`)
               3 behind   held u32: the model here has so many rounds behind it; send what came since
               4 stranger nothing: no hello was heard, or another run's
               5 refused  UTF-8: one sentence why not
               6 noted    nothing
+              7 share    f32 x (pool + 1): what the walk adds to a sum (`fl/sweep.py`); leaves the machine masked
 
 `check` is the first 8 bytes of sha256(run + digest of the model), so a client walks from the server's bits or not at
 all; 8 zero bytes are for a client whose model is made of a pool's sums, which agree up to rounding. Numbers are
@@ -26,12 +28,13 @@ from typing import Any, TypeVar
 from fedmezo.errors import WireError
 
 __all__ = [
-    "PROTOCOL", "UNCHECKED", "Behind", "Done", "Hello", "Noted", "Notice", "Refused", "Stranger", "Walk", "Welcome",
-    "check_of", "decode_answer", "decode_request", "encode_answer", "encode_request",
+    "ADDEND", "PROTOCOL", "UNCHECKED", "Addend", "Behind", "Done", "Hello", "Noted", "Notice", "Refused", "Share",
+    "Stranger", "Walk", "Welcome", "check_of", "decode_answer", "decode_request", "encode_answer", "encode_request",
 ]  # fmt: skip
 
 PROTOCOL = 1
 UNCHECKED = bytes(8)
+ADDEND = b"\4"  # how the bytes of an `Addend` begin
 MAX_JSON = 1 << 20
 MAX_SENTENCE = 1 << 12
 _DONE = struct.Struct("<IQf")
@@ -93,6 +96,11 @@ class Walk:
 
 
 @dataclass(frozen=True, slots=True)
+class Addend(Walk):
+    """A walk of which only a share of a sum is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """A sentence for the person at the client."""
 
@@ -107,6 +115,13 @@ class Done:
     forwards: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A client's share of a sum as float32 bytes; for the masking on its own machine only."""
+
+    values: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +149,7 @@ class Noted:
 
 
 Request = Hello | Walk | Notice
-Answer = Welcome | Done | Behind | Stranger | Refused | Noted
+Answer = Welcome | Done | Behind | Stranger | Refused | Noted | Share
 T = TypeVar("T", Hello, Welcome)
 
 
@@ -146,7 +161,7 @@ def check_of(run: str, digest: str) -> bytes:
 def encode_request(request: Request) -> bytes:
     """Returns the bytes of a request; those of a walk are 9 more than its task's."""
     if isinstance(request, Walk):
-        return b"\2" + request.check + request.task
+        return (ADDEND if isinstance(request, Addend) else b"\2") + request.check + request.task
     return b"\1" + _json(request) if isinstance(request, Hello) else b"\3" + _text(request.text)
 
 
@@ -159,8 +174,8 @@ def decode_request(data: bytes) -> Request:
     kind, body = data[:1], bytes(data[1:])
     if kind == b"\1":
         return _of(Hello, body)
-    if kind == b"\2" and len(body) > len(UNCHECKED):
-        return Walk(body[:8], body[8:])
+    if kind in (b"\2", ADDEND) and len(body) > len(UNCHECKED):
+        return (Walk if kind == b"\2" else Addend)(body[:8], body[8:])
     if kind == b"\3":
         return Notice(_sentence(body))
     raise WireError(f"Not a request: {len(data)} bytes of kind {data[:1].hex() or 'none'}.")
@@ -174,6 +189,8 @@ def encode_answer(answer: Answer) -> bytes:
         return b"\1" + _json(answer)
     if isinstance(answer, Behind):
         return b"\3" + _HELD.pack(answer.held)
+    if isinstance(answer, Share):
+        return b"\7" + answer.values
     return b"\5" + _text(answer.text) if isinstance(answer, Refused) else _WORDLESS[type(answer)]
 
 
@@ -196,6 +213,8 @@ def decode_answer(data: bytes) -> Answer:
         return Done(body[_DONE.size :], forwards, tokens, seconds)
     if kind == b"\3" and len(body) == _HELD.size:
         return Behind(*_HELD.unpack(body))
+    if kind == b"\7" and body and len(body) % 4 == 0:
+        return Share(body)
     if kind == b"\5":
         return Refused(_sentence(body))
     if data in (b"\4", b"\6"):

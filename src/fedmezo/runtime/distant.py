@@ -26,13 +26,13 @@ from fedmezo.runtime.calls import (
     encode_request,
 )
 from fedmezo.runtime.line import Parcel, Returned
-from fedmezo.runtime.pull import Tell
+from fedmezo.runtime.pull import Offer, Tell
 from fedmezo.runtime.roster import Roster
 from fedmezo.runtime.walkers import Absence, Walked
 from fedmezo.runtime.wire import Sums, Values, decode_reply, encode_task
 from fedmezo.zo.params import Params
 
-__all__ = ["Distant", "Terms"]
+__all__ = ["Distant", "Terms", "packed"]
 
 _POLL = 0.1  # seconds between looks at what came back
 _GREET = 1.0  # seconds between looks at who is there, while replies are waited for
@@ -162,14 +162,8 @@ class _Asking:
 
     def _packed(self, client: int, held: int, *, exact: bool) -> tuple[bytes, bool]:
         """Returns the bytes of a client's task, and whether its model will have the server's bits."""
-        task, offer = self._tasks[client], self._tell(held)
-        content: Any = offer.content
-        if offer.kind == "dense":
-            content, exact = Values({name: tensor.detach().cpu() for name, tensor in self._params}), True
-        elif isinstance(content, Sums):
-            exact = False
-        check = self._check if exact else UNCHECKED
-        return encode_request(Walk(check, encode_task(task, content))), exact
+        walk, exact = packed(self._tasks[client], self._tell(held), self._params, check=self._check, exact=exact)
+        return encode_request(walk), exact
 
     def wait(self) -> Walked:
         """Returns the replies, in the tasks' order, when the round closes.
@@ -273,6 +267,24 @@ class _Asking:
             f"Round {number}: {got} clients answered, {quorum} are needed ({told}); "
             "every finished round is in the journal: mend that and go on with `fedmezo server --resume`."
         )
+
+
+def packed(task: Task, offer: Offer, params: Params, *, check: bytes, exact: bool) -> tuple[Walk, bool]:
+    """Returns a task with what brings its client's model up to date, and whether that will have the server's bits.
+
+    Args:
+      task: the task.
+      offer: what the client is offered.
+      params: the server's model.
+      check: what tells that model.
+      exact: whether the client's model has the server's bits now.
+    """
+    content: Any = offer.content
+    if offer.kind == "dense":
+        content, exact = Values({name: tensor.detach().cpu() for name, tensor in params}), True
+    elif isinstance(content, Sums):
+        exact = False
+    return Walk(check if exact else UNCHECKED, encode_task(task, content)), exact
 
 
 def _listed(clients: Sequence[int]) -> str:

@@ -2,16 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 
-from fedmezo.runtime.records import Entry
+from fedmezo.fl.algorithm import Task
+from fedmezo.runtime.records import SUMMED, Entry
 from fedmezo.runtime.walkers import Walked
 
-__all__ = ["absences", "oddities"]
+__all__ = ["absences", "oddities", "sums_of"]
 
 
 def absences(walked: Sequence[Walked]) -> Iterator[tuple[str, str]]:
     """Yields "absent" for each client that was asked and is not in the round, "stale" for answers too late."""
     for absence in (absence for one in walked for absence in one.absent):
         yield ("stale" if absence.kind == "stale" else "absent"), absence.text
+
+
+def sums_of(tasks: Sequence[Task], walked: Sequence[Walked]) -> Iterator[tuple[str, str]]:
+    """Yields for each sum of walks whose they are, of those who were asked."""
+    for one in walked:
+        away = {absence.client for absence in one.absent if absence.kind != "stale"}
+        if one.tasks:
+            yield SUMMED, "clients " + ", ".join(str(task.client) for task in tasks if task.client not in away)
 
 
 def oddities(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:

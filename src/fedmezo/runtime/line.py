@@ -4,11 +4,16 @@ A node is whatever the network knows a machine by, and may be another one after 
 itself (`calls.py`). `runtime/flower/line.py` is the way through Flower; tests have one inside a process.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Line", "Parcel", "Returned"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FEWEST", "Line", "Mean", "Parcel", "Returned", "SecureLine"]
+
+FEWEST = 3  # clients that share a secret sum: of two, each would know the other's part
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +51,35 @@ class Line(Protocol):
 
     def receive(self, tickets: Collection[str]) -> list[Returned]:
         """Returns what came back by now for these tickets, each once. Does not wait."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What came of a secure mean.
+
+    Attributes:
+      values: the mean of the shares; None where too few stayed to the end, and then nobody's share is known.
+      took: the nodes whose shares are in it.
+      failed: node -> what the network says went wrong.
+      sizes: node -> bytes that went to it and came from it.
+    """
+
+    values: NDArray[np.float64] | None
+    took: frozenset[int] = frozenset()
+    failed: Mapping[int, str] = field(default_factory=dict)
+    sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class SecureLine(Line, Protocol):
+    """A way that can also take the mean of what nodes answer without anyone seeing a single answer."""
+
+    def mean(self, requests: Mapping[int, bytes], *, numbers: int, enough: int, deadline: float) -> Mean:
+        """Returns the mean of the shares that nodes answer with; waits for it.
+
+        Args:
+          requests: node -> an `Addend`, for `FEWEST` nodes at least.
+          numbers: how many numbers a share has.
+          enough: shares that the mean is of at least, two or more.
+          deadline: seconds that each of its exchanges may take.
+        """

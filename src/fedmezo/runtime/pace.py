@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 
-__all__ = ["Look", "Pace", "factor_of", "line", "lowest_on", "rose", "start_of"]
+__all__ = ["Look", "Pace", "factor_of", "line", "lowest_on", "rose", "start_of", "stays_up"]
 
 _CHECKS = 8
 _EARLY = 0.35  # the share of a run in which its rate is set
@@ -116,6 +116,19 @@ def _error(some: Sequence[float], others: Sequence[float]) -> float:
     return stdev(gaps) / math.sqrt(len(gaps)) if all(map(math.isfinite, gaps)) else math.inf
 
 
+def stays_up(before: Sequence[float], losses: Sequence[float], lowest: Sequence[float]) -> bool:
+    """Whether paired losses are above the lowest ones at two looks in a row.
+
+    Each by 2 % of the level and 2 (1 + 3/n) standard errors: a slow rise shows at every look, chance seldom at two.
+    """
+    return all(_above(some, lowest, errors=2.0, share=0.02) for some in (before, losses))
+
+
+def _above(losses: Sequence[float], lowest: Sequence[float], *, errors: float, share: float) -> bool:
+    rise, few = mean(losses) - mean(lowest), errors * (1 + 3 / len(losses)) * _error(losses, lowest)
+    return not (math.isfinite(rise) and rise <= max(few, share * abs(mean(lowest))))
+
+
 def rose(losses: Sequence[float], lowest: Sequence[float]) -> bool:
     """Whether paired losses rose, or are not finite.
 
@@ -123,9 +136,7 @@ def rose(losses: Sequence[float], lowest: Sequence[float]) -> bool:
     looks are compared with the lowest one, and n = 6 batches give a rough error, so chance often meets two. Even so,
     in simulation about 7 % of falling runs of a dozen looks meet at least one false alarm.
     """
-    rise, level, error = mean(losses) - mean(lowest), abs(mean(lowest)), _error(losses, lowest)
-    few = 4 * (1 + 3 / len(losses)) * error
-    return not (math.isfinite(rise) and rise <= max(few, 0.02 * level) and rise <= max(few / 2, 0.1 * level))
+    return _above(losses, lowest, errors=4.0, share=0.02) or _above(losses, lowest, errors=2.0, share=0.1)
 
 
 def line(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedmezo.runtime.records import Round
+from fedmezo.runtime.records import Round, by_client
 
 __all__ = ["RoundReport", "report_of"]
 
@@ -54,7 +54,7 @@ def report_of(done: Round, rounds: int) -> RoundReport:
             "bytes_up": float(entry.bytes_up),
             "bytes_down": float(entry.bytes_down),
         }
-        for entry in done.entries
+        for entry in by_client(done)
     }
     return RoundReport(
         round=done.round,

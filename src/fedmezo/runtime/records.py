@@ -1,6 +1,7 @@
 """What a journal records, as frozen values, and the rows they are stored in."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,9 +13,10 @@ from fedmezo.runtime.ledger import Row, Value
 from fedmezo.runtime.wire import decode_reply, decode_task, encode_reply, encode_task
 from fedmezo.zo.seedsum import DenseDelta, Update, Walk
 
-__all__ = ["LOOK", "SLOW", "Entry", "Header", "Round", "update_of"]
+__all__ = ["LOOK", "SLOW", "SUMMED", "Entry", "Header", "Round", "by_client", "update_of"]
 
 LOOK = "look"  # the kind of event whose detail is a `pace.Look`, for the program only
+SUMMED = "summed"  # the kind of event that says whose walks are in a sum, which is all that is known of each
 SLOW = "slow"  # the kind of event whose detail is a factor on every later rate
 
 
@@ -53,6 +55,11 @@ class Entry:
     bytes_down: int
     bytes_up: int
 
+    @property
+    def walks(self) -> int:
+        """How many clients walked for it: 1, or those in a sum."""
+        return self.reply.examples if self.task.sweep else 1
+
 
 @dataclass(frozen=True)
 class Round:
@@ -90,7 +97,7 @@ class Round:
     @property
     def news(self) -> tuple[tuple[str, str], ...]:
         """The events that are for people."""
-        return tuple((kind, detail) for kind, detail in self.events if kind != LOOK)
+        return tuple((kind, detail) for kind, detail in self.events if kind not in (LOOK, SUMMED))
 
     def __post_init__(self) -> None:
         """Checks that tasks and replies belong together."""
@@ -104,6 +111,30 @@ class Round:
         odds = self.entries[0].task.odds if self.entries else ()
         if not all(entry.task.odds is odds or entry.task.odds == odds for entry in self.entries):
             raise RunError(f"Round {self.round}: all tasks of a round must have the same odds.")
+
+
+def by_client(done: Round) -> tuple[Entry, ...]:
+    """Returns a round's entries; of a sum one for each client in it, of whom only its part of the bytes is known."""
+    if not any(entry.task.sweep for entry in done.entries):
+        return done.entries
+    whole, told = done.entries[0], " ".join(detail for kind, detail in done.events if kind == SUMMED)
+    clients = [int(number) for number in re.findall(r"\d+", told)]
+    ups, downs = (_dealt(size, len(clients)) for size in (whole.bytes_up, whole.bytes_down))
+    return tuple(
+        Entry(
+            replace(whole.task, client=client, rate=done.rate),
+            Reply(done.round, client, 0, math.nan, ()),
+            1 / len(clients),
+            down,
+            up,
+        )
+        for client, up, down in zip(clients, ups, downs, strict=True)
+    )
+
+
+def _dealt(amount: int, parts: int) -> list[int]:
+    """Returns an amount in equal parts, as far as whole numbers go."""
+    return [amount * (at + 1) // parts - amount * at // parts for at in range(parts)]
 
 
 def update_of(done: Round) -> Update:

@@ -18,16 +18,17 @@ from typing import Generic, TypeGuard, TypeVar
 
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm, Task
-from fedmezo.runtime.events import absences, oddities
+from fedmezo.runtime.events import absences, oddities, sums_of
 from fedmezo.runtime.guard import Guard, OnSurge
 from fedmezo.runtime.journal import LOOK, SLOW, Entry, Journal, Round, replay, update_of
 from fedmezo.runtime.lookout import Lookout
 from fedmezo.runtime.meter import Stopwatch
-from fedmezo.runtime.pace import Look, factor_of, line, mean, rose, start_of
+from fedmezo.runtime.pace import Look, factor_of, line, mean, rose, start_of, stays_up
 from fedmezo.runtime.progress import RoundReport, report_of
 from fedmezo.runtime.pull import Downlink, Offer, Tell, catch_up_
+from fedmezo.runtime.taken import taken
 from fedmezo.runtime.walkers import Here, MeteredBench, Walked, Walkers, checksum
-from fedmezo.runtime.wire import Sums, decode_reply, decode_task, encode_reply, encode_task
+from fedmezo.runtime.wire import Sums, decode_task, encode_task
 from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Saved
 from fedmezo.zo.perturb import apply_
@@ -174,7 +175,8 @@ class Simulation(Generic[S]):
         if self.look is None:
             raise RunError("The run is looked at before it began, a bug; please report it.")
         at, losses, events, spent = done.round + 1, lookout.losses(), list(done.events), len(lookout.places)
-        if rose(losses, self.look.lowest) and _SURGE not in dict(events):
+        worse = rose(losses, self.look.lowest) or stays_up(self.look.losses, losses, self.look.lowest)
+        if worse and _SURGE not in dict(events):
             rise = f"from {mean(self.look.lowest):.4g} to {mean(losses):.4g}"
             events += self._surge(f"the loss on {spent} fixed batches rose {rise}")
         elif lookout.pace.sets_rate(at) and _SURGE not in dict(events):
@@ -236,35 +238,36 @@ class Simulation(Generic[S]):
         finite = [entry.reply.loss for entry in entries if math.isfinite(entry.reply.loss)]
         loss = fmean(finite) if finite else math.nan
         self.guard, surged = self.guard.observe(sent.number, loss)
+        asked = [entry.task for entry in entries if not entry.task.sweep] or sent.tasks
         done = Round(
             round=sent.number,
             entries=tuple(entries),
             loss=loss,
-            rate=fmean(entry.task.rate for entry in entries),
+            rate=fmean(task.rate for task in asked),
             slowed=self.journal.slowed(),
             seconds=sent.seconds + sum(one.seconds for one in walked) + watch.lap(),
             forwards=sum(one.forwards for one in walked),
             tokens=sum(one.tokens for one in walked),
-            events=(*absences(walked), *oddities(entries), *(self._surge(_surged(loss)) if surged else ())),
+            events=(
+                *absences(walked),
+                *sums_of(sent.tasks, walked),
+                *oddities(entries),
+                *(self._surge(_surged(loss)) if surged else ()),
+            ),
         )
         self._remember(done)
         return done
 
     def _entries(self, sent: _Sent, walked: Sequence[Walked]) -> list[Entry]:
         """Adds the replies to the model; returns who answered what, at which weight and size."""
-        received = [encode_reply(reply) for one in walked for reply in one.replies]
-        replies = [decode_reply(data) for data in received]
-        self.state, update = self.algorithm.aggregate(self.state, sent.tasks, replies)
+        tasks, replies, sizes = taken(sent.tasks, sent.sizes, walked)
+        self.state, update = self.algorithm.aggregate(self.state, tasks, replies)
         apply_(self.bench.params, update, law=sent.tasks[0].law)
         weights = dict(zip(sorted(reply.client for reply in replies), update.weights, strict=True))
-        down = {task.client: size for task, size in zip(sent.tasks, sent.sizes, strict=True)}
-        sizes = {reply.client: (down[reply.client], len(data)) for reply, data in zip(replies, received, strict=True)}
-        for one in walked:
-            sizes |= one.sizes or {}
         by_client = {reply.client: reply for reply in replies}
         return [
             Entry(task, by_client[task.client], weights[task.client], *sizes[task.client])
-            for task in sent.tasks
+            for task in tasks
             if task.client in by_client
         ]
 

@@ -55,6 +55,7 @@ class Walked:
       seconds: wall clock of the walks.
       absent: who did not answer, or too late.
       sizes: client -> bytes that really went to it and came from it; None where nothing travelled.
+      tasks: the tasks of replies that answer none that was given; then `replies` has these only.
     """
 
     replies: tuple[Reply, ...]
@@ -63,6 +64,7 @@ class Walked:
     seconds: float = 0.0
     absent: tuple[Absence, ...] = ()
     sizes: Mapping[int, tuple[int, int]] | None = None
+    tasks: tuple[Task, ...] = ()
 
 
 class Walkers(Protocol):

@@ -20,7 +20,8 @@ from fedmezo.models.bench import Lanes, ModelBench
 from fedmezo.models.fetch import RECIPES, Say, silent
 from fedmezo.models.load import Loaded, load_model
 from fedmezo.runtime.pull import Downlink
-from fedmezo.runtime.walkers import Client, MeteredBench, Walkers
+from fedmezo.runtime.secure import InTheClear
+from fedmezo.runtime.walkers import Client, Here, MeteredBench, Walkers
 from fedmezo.runtime.workers import Workers
 from fedmezo.studies.config import Config, parse_config
 from fedmezo.studies.deal import FederatedData, read_data
@@ -156,6 +157,11 @@ def threads_of(config: Config) -> int | None:
 def walkers_of(built: Built) -> Iterator[Walkers | None]:
     """Lends the processes that walk for a run, while they begin to load their models; None for this process alone."""
     config = built.config
+    if config.network.secure:
+        plain = config.model_copy(update={"network": config.network.model_copy(update={"secure": False})})
+        with walkers_of(replace(built, config=plain)) as walkers:
+            yield InTheClear(walkers or Here(built.algorithm.client, built.bench))
+        return
     if config.runtime.workers == 1:
         yield None
         return

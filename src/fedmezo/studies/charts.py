@@ -167,13 +167,15 @@ def _training(facts: Facts) -> Chart:
 
 
 def _by_client(facts: Facts, value: Callable[[ClientRow], float]) -> tuple[list[Trace], list[tuple[str, str]]]:
-    """Returns a line for each client, and its name and colour for the key."""
-    lines: list[Trace] = []
+    """Returns a line for each client of whom anything is known, and its name and colour for the key."""
+    lines, named = [], []
     for client in facts.clients:
         seen = [(row.round + 1, value(row.clients[client])) for row in facts.rows if client in row.clients]
         xs, ys = [at for at, _ in seen], [y for _, y in seen]
-        lines.append(line(f"client {client}", xs, ys, colour=client_colour(client), width=1.2, opacity=0.7))
-    return lines, [(f"client {client}", client_colour(client)) for client in facts.clients]
+        if any(map(math.isfinite, ys)):
+            lines.append(line(f"client {client}", xs, ys, colour=client_colour(client), width=1.2, opacity=0.7))
+            named.append((f"client {client}", client_colour(client)))
+    return lines, named
 
 
 def _band(facts: Facts) -> list[Trace]:

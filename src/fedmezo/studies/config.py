@@ -17,8 +17,10 @@ from fedmezo.errors import ConfigError
 from fedmezo.studies.complaints import sentences
 from fedmezo.studies.keys import Section
 from fedmezo.studies.material import Adapter, Data, Model, Split
+from fedmezo.studies.networked import Network
+from fedmezo.studies.networked import complaint as insecure
 from fedmezo.studies.personal import Personal, complaint
-from fedmezo.studies.settings import POOLED, Algorithm, Eval, Federation, Guard, Network, Output, Runtime
+from fedmezo.studies.settings import POOLED, Algorithm, Eval, Federation, Guard, Output, Runtime
 from fedmezo.studies.tomltext import key_lines, value_text
 
 __all__ = [
@@ -83,6 +85,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _sums_can_be_secret(self) -> "Config":
+        if said := insecure(self.network, self.algorithm, self.federation, self.personal):
+            raise ValueError(said)
+        return self
+
+    @model_validator(mode="after")
     def _codes_stay_frozen(self) -> "Config":
         if self.adapter.kind == "full" and self.model.quantize != "none":
             raise ValueError(
@@ -118,8 +126,13 @@ class Config(Section):
         return "\n".join(f"[{name}]\n" + _table(getattr(self, name)) for name in _sections())
 
     def digest(self) -> str:
-        """Returns the sha256, in hex, of what decides the result: all sections but network, output and runtime."""
+        """Returns the sha256, in hex, of what decides the result.
+
+        All sections but network (of which only a secure run's limit decides anything), output and runtime.
+        """
         told = self.model_dump(mode="json", exclude={"network", "output", "runtime"})
+        if self.network.secure:
+            told["network"] = {"secure_clip": self.network.secure_clip}
         return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

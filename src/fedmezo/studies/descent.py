@@ -11,6 +11,7 @@ from fedmezo.fl.fedavg import Settings as GradientSettings
 from fedmezo.fl.fedavg import fedavg
 from fedmezo.fl.fedkseed import Pool, fedkseed
 from fedmezo.fl.fedmezo import Settings, fedmezo
+from fedmezo.fl.sweep import limited
 from fedmezo.runtime.lookout import Lookout, places_of
 from fedmezo.runtime.pace import Pace
 from fedmezo.runtime.walkers import MeteredBench
@@ -90,7 +91,9 @@ def _plain_algorithm(config: Config, sizes: Mapping[int, int]) -> Algorithm[Any]
         score_clip=algorithm.score_clip,
         score_prior=algorithm.score_prior,
     )
-    return fedkseed(settings, pool, **taking_part)
+    method = fedkseed(settings, pool, **taking_part)
+    clip = config.network.secure_clip
+    return limited(method, clip=clip) if config.network.secure and clip is not None else method
 
 
 def _walk_settings(config: Config) -> Settings:

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from fedmezo.runtime.journal import Header, Journal, Round
+from fedmezo.runtime.records import by_client
 from fedmezo.zo.estimate import robust_scale
 
 __all__ = ["OTHER", "ClientRow", "ClientTotal", "Facts", "Row", "Split", "gather", "setting"]
@@ -180,16 +181,16 @@ def gather(journal: Journal, *, summary: Mapping[str, object] | None = None) -> 
         rows=tuple(rows),
         evaluations=tuple(sorted(journal.evaluations(), key=lambda item: item[0])),
         summary=summary or {},
-        steps=task.steps if task else 0,
+        steps=(config["federation"]["local_steps"] if task.sweep else task.steps) if task else 0,
         mu=task.mu if task else math.nan,
         dense=bool(task and task.dense),
     )
 
 
 def _row(done: Round) -> Row:
-    slopes = [abs(slope) for entry in done.entries for slope in entry.reply.slopes if math.isfinite(slope)]
-    clips = [entry.task.clip for entry in done.entries if 0 < entry.task.clip < math.inf]
-    rates = [entry.task.rate for entry in done.entries]
+    slopes = [abs(slope) for entry in by_client(done) for slope in entry.reply.slopes if math.isfinite(slope)]
+    clips = [entry.task.clip for entry in by_client(done) if 0 < entry.task.clip < math.inf]
+    rates = [entry.task.rate for entry in by_client(done)]
     return Row(
         round=done.round,
         loss=done.loss,
@@ -212,7 +213,7 @@ def _row(done: Round) -> Row:
                 skipped=entry.reply.skipped,
                 examples=entry.reply.examples,
             )
-            for entry in done.entries
+            for entry in by_client(done)
         },
     )
 

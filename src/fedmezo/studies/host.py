@@ -2,14 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedmezo.errors import ConfigError, RunError
-from fedmezo.runtime.flower.children import Child, listens, settle, tail
+from fedmezo.runtime.flower.children import Child, listens, settle
 from fedmezo.runtime.flower.control import Control, RunState, wait_until_ready
 from fedmezo.runtime.flower.folder import write_app
 from fedmezo.runtime.flower.programs import Address, Tls, superlink
@@ -98,12 +98,24 @@ def host(asked: Hosting, *, watch: Watch, ready: Callable[[], None] = lambda: No
         control.register(asked.keys)
         ready()
         if asked.config is not None:
-            return _run(asked, asked.config, control=control, child=child, watch=watch)
+            with _told_how_to_go_on(asked.folder):
+                return _run(asked, asked.config, control=control, child=child, watch=watch)
         while child.code is None:
             time.sleep(0.5)
         raise _fallen(child)
     finally:
         child.close()
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Lends a scope whose errors say how to go on, where there is a run to go on with."""
+    try:
+        yield
+    except RunError as error:
+        if not (folder / _JOURNAL).exists() or "--resume" in str(error):
+            raise
+        raise RunError(f"{error} Go on with: fedmezo server --resume {folder}") from error
 
 
 def _refuse(asked: Hosting) -> None:
@@ -132,8 +144,12 @@ def _run(asked: Hosting, config: Config, *, control: Control, child: Child, watc
     follow(folder, watch, ended=course.ended, skip=skip, rounds=asked.more or None)
     if not course.state.good:
         (home / "run.log").write_text(control.log(course.run), encoding="utf-8")
-        raise RunError(f"{course.state.reason} (all that the server app wrote: {home / 'run.log'})")
-    return dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+        raise RunError(f"{course.state.reason} (all that the server app wrote: {home / 'run.log'}).")
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary["flower"] = {"up": course.state.up, "down": course.state.down}
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return dict(summary)
 
 
 def _rounds(folder: Path) -> int:
@@ -164,4 +180,4 @@ class _Course:
 
 
 def _fallen(child: Child) -> RunError:
-    return RunError(f"{child.name} ended with code {child.code}: {tail(child.said())} (all of it: {child.log})")
+    return RunError(f"{child.end} (all that it wrote: {child.log}).")

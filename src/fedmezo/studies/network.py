@@ -7,11 +7,14 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 from fedmezo import __version__
+from fedmezo.errors import ConfigError
 from fedmezo.runtime.calls import Hello
 from fedmezo.runtime.distant import Distant, Terms
 from fedmezo.runtime.journal import Header, Journal
-from fedmezo.runtime.line import Line
+from fedmezo.runtime.line import Line, SecureLine
 from fedmezo.runtime.roster import Roster, Seat
+from fedmezo.runtime.secure import Secure
+from fedmezo.runtime.walkers import Walkers
 from fedmezo.runtime.wire import WIRE_VERSION
 from fedmezo.studies.build import Built
 from fedmezo.studies.descent import build_algorithm
@@ -30,7 +33,7 @@ def run_name(header: Header) -> str:
     return hashlib.sha256(json.dumps(astuple(header)).encode()).hexdigest()
 
 
-def connected(built: Built, journal: Journal, line: Line, *, folder: Path, watch: Watch) -> tuple[Built, Distant]:
+def connected(built: Built, journal: Journal, line: Line, *, folder: Path, watch: Watch) -> tuple[Built, Walkers]:
     """Returns the run's objects with its clients' own sizes in force, and the clients as walkers.
 
     Args:
@@ -39,6 +42,9 @@ def connected(built: Built, journal: Journal, line: Line, *, folder: Path, watch
       line: the way to the clients.
       folder: the run's; the sizes the clients said are kept there.
       watch: told who comes, who is turned away.
+
+    Raises:
+      ConfigError: the run is secure, and the line takes no secret sums.
     """
     config = built.config
     sizes = {**built.data.sizes, **_known(folder)}
@@ -66,7 +72,12 @@ def connected(built: Built, journal: Journal, line: Line, *, folder: Path, watch
     told = config.network
     terms = Terms(told.quorum, deadline=told.deadline, patience=told.patience, start=told.clients)
     method = build_algorithm(config, sizes, params=built.bench.params)
-    return replace(built, algorithm=method), Distant(roster, terms)
+    walkers = Distant(roster, terms)
+    if told.secure:
+        if not isinstance(line, SecureLine):
+            raise ConfigError("network.secure = true: this way to the clients takes no secret sums; use Flower's.")
+        walkers = Secure(roster, terms, line=line)
+    return replace(built, algorithm=method), walkers
 
 
 def _known(folder: Path) -> Mapping[int, int]:

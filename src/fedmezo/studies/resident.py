@@ -15,15 +15,18 @@ from pathlib import Path
 
 from fedmezo import __version__
 from fedmezo.errors import ConfigError, FedMeZOError, ModelError, RunError
+from fedmezo.fl.sweep import share_of
 from fedmezo.models.bench import ModelBench
 from fedmezo.runtime.calls import (
     PROTOCOL,
+    Addend,
     Answer,
     Behind,
     Done,
     Hello,
     Noted,
     Refused,
+    Share,
     Stranger,
     Walk,
     Welcome,
@@ -91,6 +94,7 @@ class _Taking:
     examples: int
     base: Saved
     held: Held
+    secure: bool = False
 
     def reset_(self) -> None:
         self.base.restore_(self.bench.params)
@@ -120,7 +124,7 @@ class Resident:
             self._say(f"{type(error).__name__}: {error}")
             answer = Refused(f"{type(error).__name__}: {error}")
         given = encode_answer(answer)
-        if isinstance(answer, Done):
+        if isinstance(answer, Done | Share):
             self._last = request, given
         return given
 
@@ -171,7 +175,7 @@ class Resident:
         if self._asked.state is not None:
             held = kept(self._asked.state, params, wanted=held) or held
         method = build_algorithm(tuned.config, {client: len(part)}, params=params)
-        return _Taking(hello, tuned.bench, method.client, len(part), base, held)
+        return _Taking(hello, tuned.bench, method.client, len(part), base, held, config.network.secure)
 
     def _configured(self, config: Config) -> Config:
         """Returns the server's configuration with what this machine sets; a worker's own keys are the client's."""
@@ -183,6 +187,8 @@ class Resident:
         params = taking.bench.params
         shapes = {name: tuple(tensor.shape) for name, tensor in params}
         task, content = decode_task(told.task, shapes=shapes)
+        if taking.secure and not isinstance(told, Addend):
+            raise RunError("This run shows the server sums only, and it asked for a single client's slopes.")
         if task.client != self._asked.client:
             raise RunError(f"A task for client {task.client} came to client {self._asked.client}.")
         before = taking.held
@@ -196,8 +202,11 @@ class Resident:
         if self._asked.state is not None and taking.held != before:
             keep(self._asked.state, params, taking.held)
         walked = walk(taking.client, taking.bench, [task])
-        self._say(f"Round {task.round}: loss {walked.replies[0].loss:.4g}, {walked.seconds:.1f} s.")
-        return Done(encode_reply(walked.replies[0]), walked.forwards, walked.tokens, walked.seconds)
+        reply = walked.replies[0]
+        self._say(f"Round {task.round}: loss {reply.loss:.4g}, {walked.seconds:.1f} s.")
+        if isinstance(told, Addend):
+            return Share(share_of(task, reply).astype("<f4").tobytes())
+        return Done(encode_reply(reply), walked.forwards, walked.tokens, walked.seconds)
 
     @staticmethod
     def _caught_up(taking: _Taking, content: Sequence[News] | Sums | Values, *, round_number: int, law: Law) -> bool:

@@ -297,7 +297,7 @@ def _totals(journal: Journal) -> tuple[Counter[str], float]:
     total: Counter[str] = Counter(rounds=0, walks=0, up=0, down=0, skipped=0, forwards=0, tokens=0)
     for done in journal.rounds():
         seconds += done.seconds
-        total.update(rounds=1, walks=len(done.entries), forwards=done.forwards, tokens=done.tokens)
+        total.update(rounds=1, forwards=done.forwards, tokens=done.tokens)
         for entry in done.entries:
-            total.update(up=entry.bytes_up, down=entry.bytes_down, skipped=entry.reply.skipped)
+            total.update(up=entry.bytes_up, down=entry.bytes_down, skipped=entry.reply.skipped, walks=entry.walks)
     return total, seconds

@@ -176,12 +176,12 @@ def summary_table(summary: Mapping[str, Any]) -> RenderableType:
     folder = summary.get("run_dir")
     if folder:
         files = [(name, what) for name, what in _FILES.items() if Path(folder, name).exists()]
-        quoted = shlex.quote(str(folder))
+        quoted, verb = shlex.quote(str(folder)), "server --resume" if summary.get("flower") else "resume"
         tries = [
             ("judge it again", f"fedmezo eval {quoted}"),
             ("one ordinary model", f"fedmezo export {quoted} --to merged"),
             ("rebuild and compare", f"fedmezo verify {quoted}"),
-            ("go on", f"fedmezo resume {quoted} --rounds {2 * int(summary.get('rounds') or 0)}"),
+            ("go on", f"fedmezo {verb} {quoted} --rounds {2 * int(summary.get('rounds') or 0)}"),
         ]
         parts += [Text(f"\nFiles in {folder}"), _pairs(files, "  ")] if files else []
         parts += [Text("\nNext"), _pairs(tries, "  ")]
@@ -207,6 +207,8 @@ def _costs(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     each = f"{size(sent.get('up_per_client_round'))} up, {size(sent.get('down_per_client_round'))} down"
     yield "per client and round", each
     yield "traffic in all", f"{size(sent.get('up_total'))} up, {size(sent.get('down_total'))} down"
+    if moved := summary.get("flower"):
+        yield "of Flower's messages", f"{size(moved.get('up'))} up, {size(moved.get('down'))} down, framing and all"
     yield "work", f"{count(summary.get('forwards'))} forward passes over {count(summary.get('tokens'))} tokens"
     megabytes = summary.get("peak_rss_mb")
     memory = f", {size(megabytes * 1e6)} of memory at most" if megabytes else ""

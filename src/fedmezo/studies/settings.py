@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from fedmezo.studies.keys import MAX_SEED, Section, key
 
 __all__ = [
-    "ALGORITHMS", "BUDGETS", "POOLED", "Algorithm", "Eval", "Federation", "Guard", "Network", "Output", "Runtime",
+    "ALGORITHMS", "BUDGETS", "POOLED", "Algorithm", "Eval", "Federation", "Guard", "Output", "Runtime",
 ]  # fmt: skip
 
 ALGORITHMS = ("fedmezo", "fedavg", "fedkseed", "fedkseed-pro")
@@ -250,29 +250,6 @@ class Guard(Section):
         word="auto",
         ge=0,
         le=1024,
-    )
-
-
-class Network(Section):
-    """How long a server waits for clients on other machines; simulated clients always answer."""
-
-    clients: int | None = key(
-        'Clients that have to be there before the first round; "all" for all of the federation.',
-        default=None,
-        word="all",
-        ge=1,
-    )
-    quorum: int | None = key(
-        'Replies that a round needs; "half" of those asked, rounded up.', default=None, word="half", ge=1
-    )
-    deadline: float = key(
-        "Seconds after which a round closes without those who have not answered, if it has its quorum.",
-        default=600.0,
-        also=("timeout", "round_timeout"),
-        gt=0,
-    )
-    patience: float = key(
-        "Seconds a server waits for enough clients before it ends; the run can go on later.", default=600.0, gt=0
     )
 
 

@@ -73,8 +73,9 @@ def robust_scale(slopes: Sequence[float]) -> float:
 
 
 def clip_slope(slope: float, *, limit: float) -> float:
-    """Returns the slope limited to [-limit, limit]; `limit` = inf leaves it."""
-    return max(-limit, min(limit, slope))
+    """Returns the slope limited to [-limit, limit]; `limit` = inf leaves it, and nan, a skipped step, stays nan."""
+    # min and max give their first argument where a comparison with nan is false.
+    return slope if math.isnan(slope) else max(-limit, min(limit, slope))
 
 
 def coefficient(slope: float, *, rate: float, directions: int = 1) -> float:

@@ -204,6 +204,8 @@ def apply_(params: Params, update: Update, *, law: Law) -> None:
       law: the directions' law.
     """
     walks = [part for part in update.parts if isinstance(part, Walk)]
+    # Noise is most of the work, and a coefficient of 0 adds +-0 to a sum that began with +0: no bit.
+    terms = [[(s, c) for s, c in zip(walk.seeds, walk.coefficients, strict=True) if c] for walk in walks]
     with torch.no_grad():
         for name, tensor in params:
             flat = tensor.detach().view(-1)
@@ -211,8 +213,8 @@ def apply_(params: Params, update: Update, *, law: Law) -> None:
                 _backend(tensor).walks_(
                     flat,
                     tensor=tensor_id(name),
-                    seeds=[list(walk.seeds) for walk in walks],
-                    coefficients=[[round_coefficient(c) for c in walk.coefficients] for walk in walks],
+                    seeds=[[seed for seed, _ in walk] for walk in terms],
+                    coefficients=[[round_coefficient(c) for _, c in walk] for walk in terms],
                     weights=list(update.weights),
                     law=law,
                     rounding=_rounding(update),

@@ -5,6 +5,7 @@ their own and leaves one of them running when its SuperLink ends.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ __all__ = ["Child", "Lines", "free_port", "listens", "settle", "tail"]
 _MARK = "FEDMEZO_STARTED_BY"
 _PATIENCE = 10.0  # seconds a program gets to end by itself
 _PROCESSES = Path("/proc")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Linux tells a process of its parent's death when it asks; a killed verb leaves no SuperLink behind then.
 _LAUNCH = (
     "import ctypes, os, signal, sys\n"
@@ -90,6 +92,13 @@ class Child:
     def code(self) -> int | None:
         """The exit code; None while it runs."""
         return self._process.poll()
+
+    @property
+    def end(self) -> str:
+        """How it ended, in a sentence without a full stop."""
+        if (self.code or 0) < 0:
+            return f"{self.name} was killed by signal {-(self.code or 0)}"
+        return f"{self.name} ended with code {self.code}: {tail(self.said())}"
 
     def said(self) -> str:
         """Returns what it has written to its log so far."""
@@ -169,6 +178,6 @@ def listens(address: Address) -> bool:
 
 
 def tail(text: str, lines: int = 3) -> str:
-    """Returns the last lines that say something, on one line."""
-    said = [line.strip() for line in text.splitlines() if line.strip()]
+    """Returns the last lines that say something, on one line and without colours."""
+    said = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
     return " / ".join(said[-lines:])

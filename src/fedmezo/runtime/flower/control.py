@@ -35,10 +35,19 @@ _PATIENCE = 60.0  # seconds for a SuperLink to start, and for one command
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run is: Flower's words, such as "running" or "finished:failed", and its sentence about it."""
+    """How a run is.
+
+    Attributes:
+      status: Flower's word, such as "running" or "finished:failed".
+      details: its sentence about it.
+      up: bytes of messages that clients sent, with Flower's own framing, as Flower counts them.
+      down: bytes of messages that were sent to clients, likewise.
+    """
 
     status: str
     details: str
+    up: int = 0
+    down: int = 0
 
     @property
     def ended(self) -> bool:
@@ -107,7 +116,9 @@ class Control:
     def state(self, run: str) -> RunState:
         """Returns how a run is; raises RunError when the SuperLink cannot be reached or does not know it."""
         told = self._ask(flwr_list(run))["runs"][0]
-        return RunState(str(told["status"]), str(told["status-details"]))
+        moved = told.get("network-traffic", {})
+        up, down = int(moved.get("inbound-bytes", 0)), int(moved.get("outbound-bytes", 0))
+        return RunState(str(told["status"]), str(told["status-details"]), up, down)
 
     def log(self, run: str) -> str:
         """Returns what the server app of a run has written so far, empty when that cannot be had."""
@@ -158,7 +169,7 @@ def wait_until_ready(child: Child, address: Address, *, tls: Tls | None) -> None
     while time.monotonic() < until:
         # Another program may answer at that port, so ours must be alive besides.
         if child.code is not None:
-            raise RunError(f"{child.name} ended with code {child.code}: {tail(child.said())}")
+            raise RunError(child.end)
         if answers(address.from_here, tls=tls):
             return
         time.sleep(0.05)

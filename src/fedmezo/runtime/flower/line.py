@@ -1,11 +1,11 @@
 """The way to the clients through Flower's Message API."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedmezo.runtime.line import Parcel, Returned
+from fedmezo.runtime.line import Mean, Parcel, Returned
 
 __all__ = ["FlowerLine"]
 
@@ -13,7 +13,7 @@ NAME, KEY = "fedmezo", "payload"
 
 
 class FlowerLine:
-    """A Flower `Grid` as a `Line`: one record of bytes per message, in both directions."""
+    """A Flower `Grid` as a `SecureLine`: one record of bytes per message, in both directions."""
 
     def __init__(self, grid: Grid, *, ttl: float) -> None:
         """Takes the grid; `ttl` is how many seconds a message is kept for a node that does not fetch it."""
@@ -40,6 +40,12 @@ class FlowerLine:
     def receive(self, tickets: Collection[str]) -> list[Returned]:
         """Returns what came back by now; Flower hands every reply out once."""
         return [_returned(message) for message in self._grid.pull_messages(set(tickets))] if tickets else []
+
+    def mean(self, requests: Mapping[int, bytes], *, numbers: int, enough: int, deadline: float) -> Mean:
+        """Returns the mean of the nodes' shares by secure aggregation; see `SecureLine`."""
+        from fedmezo.runtime.flower.secagg import secure_mean
+
+        return secure_mean(self._grid, requests, numbers=numbers, enough=enough, deadline=deadline)
 
 
 def _returned(message: Message) -> Returned:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedmezo.errors import ConfigError, JournalError
 from fedmezo.runtime.journal import Entry, Header, Journal, Round
+from fedmezo.runtime.records import by_client
 from fedmezo.zo.estimate import robust_scale
 
 __all__ = ["BEGUN", "JOURNAL", "Pulse", "Visit", "Vitals", "read"]
@@ -197,7 +198,7 @@ def read(folder: Path) -> Vitals:
             summary=summary,
             broken=broken,
             method=task.method if task is not None else "",
-            steps=task.steps if task is not None else 0,
+            steps=(config["federation"]["local_steps"] if task.sweep else task.steps) if task is not None else 0,
             busy=_being_written(path),
             dim=_dim(summary, last),
         )
@@ -241,7 +242,7 @@ def _pulses(journal: Journal) -> tuple[tuple[Pulse, ...], Round | None, str]:
 
 
 def _pulse(done: Round) -> Pulse:
-    slopes = [slope for entry in done.entries for slope in entry.reply.slopes]
+    slopes = [slope for entry in by_client(done) for slope in entry.reply.slopes]
     return Pulse(
         round=done.round,
         loss=done.loss,
@@ -253,7 +254,7 @@ def _pulse(done: Round) -> Pulse:
         digest=done.digest,
         scale=robust_scale(slopes),
         mu=fmean(entry.task.mu for entry in done.entries) if done.entries else math.nan,
-        visits=tuple(map(_visit, done.entries)),
+        visits=tuple(map(_visit, by_client(done))),
     )
 
 
