@@ -403,6 +403,23 @@ def test_a_client_far_from_all_others_is_named(tmp_path):
     assert (kinds(folder)["odd-client"].numbers["client"], kinds(folder)["odd-client"].numbers["what"]) == (2, "slopes")
 
 
+def test_a_client_that_often_does_not_answer_is_named_with_its_last_reason(tmp_path):
+    late = ("absent", "client 5 did not answer within 600 s")
+    often = Made().write(tmp_path / "often", events=lambda at: [late] * (at < 6))
+    found = kinds(often)["silent-client"]
+    assert found.numbers == {"client": 5, "missed": 6, "asked": 6}
+    assert found.severity == "warning" and "did not answer within 600 s" in found.sentence
+    assert "network.deadline" in found.advice
+    seldom = Made().write(tmp_path / "seldom", events=lambda at: [("absent", "client 1 failed (x)")] * (at in (3, 9)))
+    assert "silent-client" not in kinds(seldom)  # 2 of the 26 rounds it was asked in
+
+
+def test_why_a_client_was_turned_away_is_told(tmp_path):
+    said = "A client cannot take part: Client 2 has another base model."
+    folder = Made().write(tmp_path / "r", events=lambda at: [("network", said), ("network", "Client 1 is there.")])
+    assert kinds(folder)["turned-away"].sentence == said
+
+
 def test_a_client_that_outweighs_all_others_is_named(tmp_path):
     folder = Made().write(tmp_path / "r", weight=lambda c: 0.8 if c == 2 else 0.1)
     assert kinds(folder)["heavy-client"].numbers == {"client": 2, "weight": pytest.approx(0.8)}
