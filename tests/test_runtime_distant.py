@@ -251,6 +251,12 @@ def test_a_client_killed_in_a_round_is_asked_again_when_it_is_back(records, tmp_
     assert all(len(done.entries) == 3 for done in rounds_of(tmp_path / "run"))
 
 
+def test_a_run_of_other_machines_does_not_go_on_as_a_simulation(records, tmp_path):
+    run(config_of(records), out=tmp_path / "run", line=line_of())
+    with pytest.raises(ConfigError, match=r"on other machines; go on with `fedmezo server --resume"):
+        resume(tmp_path / "run", rounds=9)
+
+
 def test_a_restarted_client_goes_on_from_its_disk(records, tmp_path, unbroken):
     line = line_of()
     line.handlers[11] = resident(1, state=tmp_path / "state").answer
@@ -460,6 +466,21 @@ def test_two_clients_with_one_number(records, tmp_path, unbroken):
     kinds = {finding.kind for finding in diagnose(tmp_path / "run").findings}
     assert "turned-away" in kinds and "silent-client" not in kinds
     assert any("give this one another --id" in text for text in heard)
+
+
+def test_a_node_that_fails_at_its_greeting_is_asked_again_and_told_of_once(records, tmp_path, unbroken):
+    line, greeted = line_of(), []
+    healthy = line.handlers[11]
+
+    def slow_to_load(request):
+        greeted.append(request)
+        if len(greeted) < 4:
+            raise Crash("no worker yet")
+        return healthy(request)
+
+    line.handlers[11] = slow_to_load
+    assert run(config_of(records), out=tmp_path / "run", line=line).digest == unbroken
+    assert sum("no worker yet" in text for *_, text in events_of(tmp_path / "run")) == 1
 
 
 def test_a_number_the_run_does_not_have(records, tmp_path, unbroken):

@@ -54,6 +54,7 @@ class Roster:
     _known: set[int] = field(default_factory=set)
     _waiting: dict[int, Welcome] = field(default_factory=dict)
     _told: set[int] = field(default_factory=set)
+    _mute: set[int] = field(default_factory=set)
     _there: frozenset[int] = frozenset()
 
     def greet(self) -> None:
@@ -61,6 +62,7 @@ class Roster:
         self._there = self.line.nodes()
         self._known &= self._there
         self._told &= self._there
+        self._mute &= self._there
         self._waiting = {node: told for node, told in self._waiting.items() if node in self._there}
         self._send(sorted(self._there - self._known))
         for back in self.line.receive(self._greeted):
@@ -97,7 +99,9 @@ class Roster:
         if answer is None:
             # It may be loading its model, or its worker is being started again: it is asked once more.
             self._known.discard(node)
-            self.say(f"A node did not answer the hello ({back.failure}); it is asked again.")
+            if node not in self._mute:
+                self._mute.add(node)
+                self.say(f"A node did not answer the hello ({back.failure}); it is asked again until it does.")
         elif isinstance(answer, Refused):
             self.say(f"A client cannot take part: {answer.text}")
         elif not isinstance(answer, Welcome) or answer.run != self.hello.run:

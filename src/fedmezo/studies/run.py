@@ -5,23 +5,19 @@ Every verb of the command line is one function here; those about a run that is t
 
 import json
 import platform
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedmezo import __version__
 from fedmezo.channels import plain
 from fedmezo.errors import ConfigError, JournalError
-from fedmezo.runtime.journal import LOOK, Header, Journal
+from fedmezo.runtime.journal import Header, Journal
 from fedmezo.runtime.line import Line
 from fedmezo.runtime.lookout import Lookout
-from fedmezo.runtime.meter import peak_rss_mb
-from fedmezo.runtime.pace import Look
 from fedmezo.runtime.progress import RoundReport
-from fedmezo.runtime.simulate import START, simulate
+from fedmezo.runtime.simulate import simulate
 from fedmezo.runtime.walkers import Walkers
 from fedmezo.studies.build import Built, build, build_downlink, load_base, walkers_of
 from fedmezo.studies.config import Config
@@ -29,56 +25,12 @@ from fedmezo.studies.descent import build_lookout, cost_of
 from fedmezo.studies.folder import BEGUN, DATA, JOURNAL, base_of, new_folder, opened, writing
 from fedmezo.studies.judge import judge
 from fedmezo.studies.network import NETWORK, connected
+from fedmezo.studies.summary import Summary, summarise
 from fedmezo.studies.uses import evaluate, export, rollback, save, verify
 from fedmezo.studies.watch import NullWatch, TensorBoardWatch, Watch, Watchers
 from fedmezo.zo.noise import NOISE_VERSION
 
 __all__ = ["Summary", "evaluate", "export", "resume", "rollback", "run", "verify"]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The result of a run; `as_dict` is what `--json` prints.
-
-    Attributes:
-      run_dir: the run's folder.
-      rounds: complete rounds.
-      clients: clients of the federation.
-      dim: trained scalars d.
-      mu: perturbation scale.
-      rate: learning rate of the first round.
-      eval: {"start": metrics, "end": metrics} on the common evaluation set.
-      bytes: wire bytes: up_per_client_round, down_per_client_round, up_total, down_total.
-      forwards: forward passes of the walks (one per point), evaluation not counted.
-      looks: forward passes on the batches that are judged again and again; not in `forwards`.
-      taken_back: rounds that were walked and taken back after a surge; not in `rounds` or `forwards`.
-      tokens: tokens those passes read.
-      seconds: wall clock of the walks.
-      peak_rss_mb: largest resident set of this process.
-      skipped_steps: directions skipped because a loss was not finite.
-      digest: sha256 of the trained parameters.
-    """
-
-    run_dir: str
-    rounds: int
-    clients: int
-    dim: int
-    mu: float
-    rate: float
-    eval: Mapping[str, Mapping[str, float]]
-    bytes: Mapping[str, float]
-    forwards: int
-    looks: int
-    taken_back: int
-    tokens: int
-    seconds: float
-    peak_rss_mb: float
-    skipped_steps: int
-    digest: str
-
-    def as_dict(self) -> dict[str, object]:
-        """Returns the fields as plain values."""
-        return asdict(self)
 
 
 def run(
@@ -137,11 +89,15 @@ def resume(
       line: the way to clients on other machines; None simulates them.
 
     Raises:
-      ConfigError: the folder holds no run, or more rounds than `rounds`.
+      ConfigError: the folder holds no run, more rounds than `rounds`, or one with clients that `line` has to reach.
       JournalError: the base model or the data is not what the run began with.
     """
     folder = Path(folder)
     with opened(folder) as journal:
+        if line is None and journal.header.kind == NETWORK:
+            raise ConfigError(
+                f"The clients of {folder} are on other machines; go on with `fedmezo server --resume {folder}`."
+            )
         if rounds is not None and rounds < journal.last:
             raise ConfigError(
                 f"--rounds: {folder} has {journal.last} rounds already, got {rounds}; give more, or take some back "
@@ -254,50 +210,3 @@ def _facts(built: Built, folder: Path, *, done: int) -> dict[str, object]:
         "dropped": dict(built.data.dropped),
         "python": platform.python_version(),
     }
-
-
-def summarise(built: Built, journal: Journal, *, folder: Path) -> Summary:
-    """Returns the summary of a run as far as its journal goes."""
-    total, seconds = _totals(journal)
-    looks = [detail for _, kind, detail in journal.events() if kind == LOOK]
-    look = Look.from_json(looks[-1]) if looks else None
-    walks = max(total["walks"], 1)
-    judged = [(number, metrics) for number, split, metrics in journal.evaluations() if split == "eval"]
-    return Summary(
-        run_dir=str(folder),
-        rounds=total["rounds"],
-        clients=built.config.federation.clients,
-        dim=built.bench.params.dim,
-        mu=float(built.config.algorithm.mu or 0),
-        rate=float(built.config.algorithm.rate or 0),
-        eval={
-            "start": dict(next((m for n, m in judged if n == START), {})),
-            "end": dict(judged[-1][1]) if judged else {},
-        },
-        bytes={
-            "up_per_client_round": total["up"] / walks,
-            "down_per_client_round": total["down"] / walks,
-            "up_total": total["up"],
-            "down_total": total["down"],
-        },
-        forwards=total["forwards"],
-        looks=look.forwards if look else 0,
-        taken_back=look.undone if look else 0,
-        tokens=total["tokens"],
-        seconds=seconds,
-        peak_rss_mb=peak_rss_mb(),
-        skipped_steps=total["skipped"],
-        digest=built.bench.params.digest(),
-    )
-
-
-def _totals(journal: Journal) -> tuple[Counter[str], float]:
-    """Returns sums over a run, and its seconds; read one round at a time."""
-    seconds = 0.0
-    total: Counter[str] = Counter(rounds=0, walks=0, up=0, down=0, skipped=0, forwards=0, tokens=0)
-    for done in journal.rounds():
-        seconds += done.seconds
-        total.update(rounds=1, forwards=done.forwards, tokens=done.tokens)
-        for entry in done.entries:
-            total.update(up=entry.bytes_up, down=entry.bytes_down, skipped=entry.reply.skipped, walks=entry.walks)
-    return total, seconds
