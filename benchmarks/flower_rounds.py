@@ -27,7 +27,7 @@ from fedmezo.runtime.flower.programs import Address
 from fedmezo.runtime.journal import Journal
 
 ROUNDS = 8
-APP = '''
+APP = """
 import json, time
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -56,8 +56,8 @@ def main(grid, context):
         seconds.append(time.perf_counter() - began)
     with open(context.run_config["out"], "w") as file:
         json.dump(seconds, file)
-'''
-PROJECT = f'''
+"""
+PROJECT = f"""
 [project]
 name = "floor"
 version = "1.0.0"
@@ -72,7 +72,7 @@ clientapp = "floor.app:client"
 [tool.flwr.app.config]
 rounds = {ROUNDS}
 out = "OUT"
-'''
+"""
 
 
 def floor(cluster: Cluster) -> list[float]:
