@@ -232,3 +232,31 @@ def test_a_damaged_round_is_an_error_and_not_told(material, tmp_path):
     with pytest.raises(JournalError, match="differs from its checksum"):
         follow(tmp_path, told, ended=lambda: True)
     assert numbers(told) == [0]
+
+
+def test_a_server_shows_when_each_client_was_heard_last():
+    from types import SimpleNamespace
+
+    from fedmezo.studies.attendance import Attendance
+
+    clock = iter([10.0, 10.0, 20.0, 25.0, 25.0])
+    seen = Attendance(now=lambda: next(clock))
+    values = {"loss": 1.5, "rate": 1e-3, "bytes_up": 85.0, "bytes_down": 237.0}
+    seen.hear(SimpleNamespace(round=0, clients={0: values, 1: values}))
+    seen.hear(SimpleNamespace(round=1, clients={1: values | {"loss": 1.25}}))
+    first, second = seen.rows()
+    assert (first["client"], first["round"], first["seen"], first["up"]) == ("0", "1", "15.0 s ago", "85 B")
+    assert (second["client"], second["round"], second["seen"], second["up"]) == ("1", "2", "5.00 s ago", "170 B")
+    assert second["loss"].startswith("1.25")
+
+
+def test_of_many_clients_those_not_heard_for_longest_are_shown():
+    from types import SimpleNamespace
+
+    from fedmezo.studies.attendance import Attendance
+
+    ticks = iter(range(1000))
+    seen = Attendance(now=lambda: float(next(ticks)))
+    for at in range(30):
+        seen.hear(SimpleNamespace(round=at, clients={at: {"loss": 1.0}}))
+    assert [row["client"] for row in seen.rows()] == [str(client) for client in range(12)]

@@ -209,7 +209,7 @@ def _serve(asked: "Hosting", certs: Path | None, *, quiet: bool) -> "dict[str, o
         stopped = "Stopped."
     else:
         stopped = f"Interrupted; no finished round is lost. Go on with: fedmezo server --resume {asked.folder}"
-    with stoppable(stopped), aside(), Screen(folder=asked.folder, quiet=quiet) as watch:
+    with stoppable(stopped), aside(), Screen(folder=asked.folder, quiet=quiet, clients=True) as watch:
         found = host(asked, watch=watch, ready=ready if not quiet else lambda: None)
         return dict(found) if found is not None else None
 

@@ -6,7 +6,7 @@ Progress goes to standard error, results to standard output; on a pipe the bar b
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedmezo.studies.attendance import Attendance
 from fedmezo.studies.page import count, duration, number, size
 
 __all__ = ["Screen", "facts_table", "summary_table"]
@@ -37,17 +38,35 @@ _FILES = {
 }
 
 
+class _Board(Progress):
+    """A bar with a line per client above it, where there are any."""
+
+    attendance: Attendance | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yields the lines, then the bar."""
+        if self.attendance is not None:
+            yield self.attendance
+        yield from super().get_renderables()
+
+
 class Screen:
     """A watcher of a run that shows it on standard error.
 
     Attributes:
       folder: the run's folder, as far as known.
+
+    Args:
+      folder: see above.
+      quiet: show nothing.
+      clients: show a line per client too: when it was heard last, its loss, rate and bytes.
     """
 
-    def __init__(self, *, folder: Path | None = None, quiet: bool = False) -> None:
+    def __init__(self, *, folder: Path | None = None, quiet: bool = False, clients: bool = False) -> None:
         self.folder = folder
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
-        self._bar = Progress(
+        self._attendance = Attendance() if clients else None
+        self._bar = _Board(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -56,6 +75,7 @@ class Screen:
             disable=quiet or not self._console.is_terminal,
             transient=True,
         )
+        self._bar.attendance = self._attendance
         self._task: TaskID = self._bar.add_task("preparing", total=None, facts="")
         self._began = time.monotonic()
         self._first: int | None = None
@@ -94,6 +114,8 @@ class Screen:
         done = report.round + 1
         self._first = report.round if self._first is None else self._first
         self._bytes += report.bytes_up + report.bytes_down
+        if self._attendance is not None:
+            self._attendance.hear(report)
         facts = self._facts(report, long=self._console.width >= _WIDE)
         self._bar.update(
             self._task, description=f"round {done}/{report.rounds}", total=report.rounds, completed=done, facts=facts
@@ -102,6 +124,8 @@ class Screen:
             self._say(f"round {done}/{report.rounds}  {split}: {_metrics(metrics)}")
         if self._bar.disable and done % math.ceil(report.rounds / _LINES) == 0:
             self._say(f"round {done}/{report.rounds}  {self._facts(report, long=True)}")
+            for row in self._attendance.rows() if self._attendance is not None else ():
+                self._say("  client {client}: loss {loss}, rate {rate}, {up} up, {down} down, {seen}".format(**row))
         for kind, detail in report.events:
             self.note(f"round {done}, {kind}: {detail}")
 
