@@ -1,5 +1,6 @@
 """The whole way through Flower on the loopback, by the commands a user types; slow but for one smoke test."""
 
+import json
 import os
 import re
 import signal
@@ -63,6 +64,17 @@ def test_three_authenticated_clients_give_the_bits_of_the_simulation(tmp_path):
     with Cluster(tmp_path, 3, tls=True, settings=told) as cluster:
         summary = cluster.result()
     assert summary["digest"] == simulated(told, tmp_path / "simulated")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_client_trains_on_its_own_file(tmp_path):
+    own = write_records(tmp_path, count=13)
+    told = settings(tmp_path, 2)
+    with Cluster(tmp_path, 2, settings=told, own={1: own}) as cluster:
+        summary = cluster.result()
+    assert json.loads((cluster.run / "clients.json").read_text())["1"] == 13
+    assert summary["digest"] != simulated(told, tmp_path / "simulated")
 
 
 @pytest.mark.slow
