@@ -6,10 +6,13 @@ itself (`calls.py`). `runtime/flower/line.py` is the way through Flower; tests h
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    # A configuration, which needs a number of this module, is read without numpy.
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 __all__ = ["FEWEST", "Line", "Mean", "Parcel", "Returned", "SecureLine"]
 
@@ -64,7 +67,7 @@ class Mean:
       sizes: node -> bytes that went to it and came from it.
     """
 
-    values: NDArray[np.float64] | None
+    values: "NDArray[np.float64] | None"
     took: frozenset[int] = frozenset()
     failed: Mapping[int, str] = field(default_factory=dict)
     sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
