@@ -99,7 +99,7 @@ def mark(row: dict, y: float) -> list[str]:
         made.append(line(x_of(span[0]), y, x_of(span[1]), y, colour=colour, extra='stroke-width="2"'))
         made.append(f'<circle cx="{x_of(row["rank"]):.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
     else:
-        made.append(text(LEFT + 6, y + 4, "no rank: the trace is negative or may be 0", size=11, colour=colour))
+        made.append(text(LEFT + 6, y + 4, "no rank: the trace is below or near 0", size=11, colour=colour))
     if (least := least_of(row)) is not None:
         x = x_of(least)
         made.append(f'<path d="M{x:.1f} {y - 6:.1f} l9 6 l-9 6 z" fill="none" stroke="{colour}" stroke-width="1.5"/>')
