@@ -60,8 +60,9 @@ def test_two_clients_over_flower_give_the_bits_of_the_simulation(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_three_authenticated_clients_give_the_bits_of_the_simulation(tmp_path):
-    told = settings(tmp_path, 3)
+@pytest.mark.parametrize("signal", ["none", "update-difference"])
+def test_three_authenticated_clients_give_the_bits_of_the_simulation(tmp_path, signal):
+    told = settings(tmp_path, 3, f"personal.signal={signal}", "federation.rounds=3")
     with Cluster(tmp_path, 3, tls=True, settings=told) as cluster:
         summary = cluster.result()
     assert summary["digest"] == simulated(told, tmp_path / "simulated")

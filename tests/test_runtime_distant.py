@@ -120,6 +120,22 @@ def test_a_network_gives_the_bits_of_the_simulation(records, tmp_path, sections)
     assert losses[0] == losses[1]
 
 
+SIGNALS = ["round-loss", "five-round-loss", "update-difference", "heterogeneity", "random"]
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize(("clients", "cohort"), [(2, None), (3, None), (20, 5)])
+def test_every_signal_of_personal_rates_works_over_a_network(records, tmp_path, signal, clients, cohort):
+    taking_part = {"clients": clients, "rounds": 6, "batch_size": 1} | ({"cohort": cohort} if cohort else {})
+    config = config_of(records, personal={"signal": signal}, federation=taking_part)
+    simulated = run(config, out=tmp_path / "simulated")
+    distributed = run(config, out=tmp_path / "distributed", line=line_of(clients))
+    rates = {entry.task.rate for done in rounds_of(tmp_path / "distributed") for entry in done.entries}
+    assert distributed.digest == simulated.digest
+    # Of two clients each is as far from their mean as the other, and equal signals give the default rate.
+    assert len(rates) > 1 or (signal, clients) == ("update-difference", 2)
+
+
 def test_a_rollback_of_the_server_reaches_the_clients(records, tmp_path):
     config = config_of(records, algorithm={"rate": 0.5}, guard={"batches": 8}, federation={"rounds": 8})
     simulated = run(config, out=tmp_path / "simulated")
