@@ -36,6 +36,7 @@ __all__ = ["Distant", "Terms", "packed"]
 
 _POLL = 0.1  # seconds between looks at what came back
 _GREET = 1.0  # seconds between looks at who is there, while replies are waited for
+_SILENCE = 10.0  # seconds that are waited for clients before that is said
 _PAUSE = 5.0  # seconds before a client that failed is asked again
 
 
@@ -79,21 +80,25 @@ class Distant:
           RunError: too few were there when the patience was over.
         """
         start = len(clients) if self.terms.start is None else self.terms.start
-        enough = start if not self._began else self._quorum(len(clients))
-        began = time.monotonic()
+        quorum = self._quorum(len(clients))
+        enough, patience = quorum if self._began else start, self.terms.patience
+        began, told = time.monotonic(), False
         while True:
             self.roster.greet()
-            found = [client for client in clients if client in self.roster.there()]
-            over = time.monotonic() - began > self.terms.patience
-            if len(found) >= (self._quorum(len(clients)) if over else enough):
+            there, passed = self.roster.there(), time.monotonic() - began
+            found = [client for client in clients if client in there]
+            if len(found) >= (quorum if passed > patience else enough):
                 self._began = True
                 return found
-            if over:
-                away = [client for client in clients if client not in found]
+            away = [client for client in clients if client not in found]
+            if passed > patience:
                 raise RunError(
-                    f"Only {len(found)} of {len(clients)} clients are there after {self.terms.patience:g} s, clients "
+                    f"Only {len(found)} of {len(clients)} clients are there after {patience:g} s, clients "
                     f"{_listed(away)} are not; start them and go on with `fedmezo server --resume`."
                 )
+            if passed > min(_SILENCE, patience / 2) and not told:
+                told = True
+                self.roster.say(f"Waiting for clients {_listed(away)}: {len(found)} are there, {enough} are wanted.")
             time.sleep(_POLL)
 
     def start(self, tasks: Sequence[Task], params: Params, tell: Tell) -> Callable[[], Walked]:

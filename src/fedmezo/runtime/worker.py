@@ -1,15 +1,13 @@
 """The process at the other end of `workers.py`: it builds a bench and walks as it is told, until the parent is gone."""
 
 import json
-import os
 import pickle
 import socket
-import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from fedmezo.runtime.frames import bits_of, get, put
+from fedmezo.runtime.frames import bits_of, end_with_parent, get, put
 from fedmezo.runtime.walkers import Client, MeteredBench, Walked, checksum, walk
 from fedmezo.runtime.wire import decode_task, encode_reply
 from fedmezo.zo.params import Params
@@ -21,7 +19,7 @@ Recipe = Callable[[int], tuple[Client, MeteredBench]]
 
 def serve(line: int) -> None:
     """Does a worker's work until the parent is gone; `line` is the descriptor of its end of the line."""
-    threading.Thread(target=_watch_parent, daemon=True).start()
+    end_with_parent()
     with socket.socket(fileno=line) as parent, suppress(EOFError, ConnectionError):
         place = json.loads(bytes(get(parent)))["place"]
         try:
@@ -31,13 +29,6 @@ def serve(line: int) -> None:
             _tell(parent, _failure(error))
             return
         _walk_on(parent, client, bench)
-
-
-def _watch_parent() -> None:
-    """Ends this process, in the middle of whatever it does, when the parent closes the pipe or dies."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
 
 
 def _walk_on(parent: socket.socket, client: Client, bench: MeteredBench) -> None:
