@@ -106,6 +106,13 @@ def test_the_example_loop_runs_and_its_adapter_is_written(tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_the_example_network_gives_the_bits_of_the_simulation(tmp_path):
+    script = str(ROOT / "examples" / "own_network.py")
+    done = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "same bits as the simulation: True" in done.stdout
+
+
 def test_the_readmes_tables_are_those_of_the_raw_results():
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "results.py"), "--check"], capture_output=True, text=True
