@@ -9,6 +9,7 @@ no server ever sees. It loads the model when the first hello says which, and wal
 
 import json
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +49,8 @@ from fedmezo.zo.params import Params, Saved
 __all__ = ["Asked", "Resident", "build_resident"]
 
 Say = Callable[[str], None]
+# Of two models that transformers loads at once in threads of one process, one may lack its tied weights.
+_BUILDING = threading.Lock()
 # What the person at a client may set: where things are, and what this machine is. All else is the run's.
 _OWN = ("data", "runtime")
 
@@ -143,7 +146,8 @@ class Resident:
         if taking is None or taking.hello.run != hello.run:
             # The model of another run is given up before this one's is loaded.
             self._taking = taking = None
-            self._taking = taking = self._take_part(hello)
+            with _BUILDING:
+                self._taking = taking = self._take_part(hello)
             self._say(f"Client {self._asked.client} takes part with {taking.examples} examples.")
         held = taking.held
         return Welcome(
