@@ -1,4 +1,4 @@
-"""A network inside this process: nodes are functions from bytes to bytes, and time is what `receive` is called for."""
+"""A network inside this process: nodes are functions from bytes to bytes, its clock is the parcels that were sent."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -12,7 +12,7 @@ class Crash(Exception):
 
 
 class FakeLine:
-    """A `Line` whose nodes answer at once, or `slow[node]` polls later; `log` keeps (node, request, answer)."""
+    """A `Line` whose nodes answer at once, or `slow[node]` parcels later; `log` keeps (node, request, answer)."""
 
     def __init__(self, nodes: dict[int, Node]) -> None:
         self.handlers = dict(nodes)
@@ -21,11 +21,9 @@ class FakeLine:
         self.log: list[tuple[int, bytes, bytes]] = []
         self._queue: dict[str, tuple[int, bytes, int]] = {}
         self._notices: list[str] = []
-        self._clock = 0
         self._count = 0
 
     def nodes(self) -> frozenset[int]:
-        self._clock += 1
         for ticket in self._notices:
             node, request, _ = self._queue.pop(ticket)
             self.handlers[node](request)
@@ -40,7 +38,7 @@ class FakeLine:
                 continue
             self._count += 1
             wait = 0 if parcel.greeting else self.slow.get(parcel.node, 0)
-            self._queue[str(self._count)] = parcel.node, parcel.payload, self._clock + wait
+            self._queue[str(self._count)] = parcel.node, parcel.payload, self._count + wait
             tickets.append(str(self._count))
             if parcel.payload[:1] == b"\3":
                 self._notices.append(str(self._count))  # nobody asks for the answer
@@ -50,7 +48,7 @@ class FakeLine:
         back = []
         for ticket in [t for t in tickets if t in self._queue]:
             node, request, due = self._queue[ticket]
-            if due > self._clock:
+            if due > self._count:
                 continue
             del self._queue[ticket]
             try:

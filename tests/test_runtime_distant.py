@@ -420,9 +420,9 @@ def test_without_a_quorum_the_run_ends_in_a_sentence_and_can_go_on(records, tmp_
 
 
 def test_too_few_clients_at_the_start_end_in_a_sentence(records, tmp_path):
-    line = line_of(1)
-    config = config_of(records, network={"patience": 0.05})
-    with pytest.raises(RunError, match=r"Only 1 of 3 clients are there after 0.05 s, clients 1, 2 are not"):
+    line = FakeLine({10: resident(0).answer})
+    config = config_of(records, network={"patience": 1e-6})
+    with pytest.raises(RunError, match=r"Only 1 of 3 clients are there after 1e-06 s, clients 1, 2 are not"):
         run(config, out=tmp_path / "run", line=line)
     waiting = [text for *_, text in events_of(tmp_path / "run") if "Waiting" in text]
     assert waiting == ["Waiting for clients 1, 2: 1 are there, 3 are wanted."]

@@ -91,14 +91,14 @@ class Distant:
                 self._began = True
                 return found
             away = [client for client in clients if client not in found]
+            if passed > min(_SILENCE, patience / 2) and not told:
+                told = True
+                self.roster.say(f"Waiting for clients {_listed(away)}: {len(found)} are there, {enough} are wanted.")
             if passed > patience:
                 raise RunError(
                     f"Only {len(found)} of {len(clients)} clients are there after {patience:g} s, clients "
                     f"{_listed(away)} are not; start them and go on with `fedmezo server --resume`."
                 )
-            if passed > min(_SILENCE, patience / 2) and not told:
-                told = True
-                self.roster.say(f"Waiting for clients {_listed(away)}: {len(found)} are there, {enough} are wanted.")
             time.sleep(_POLL)
 
     def start(self, tasks: Sequence[Task], params: Params, tell: Tell) -> Callable[[], Walked]:
