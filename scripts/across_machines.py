@@ -24,6 +24,9 @@ from fedmezo.runtime.journal import Journal
 from fedmezo.studies.config import load_config
 
 FEDMEZO = [sys.executable, "-m", "fedmezo"]
+MARK = b"FEDMEZO_MEASURED_BY"
+PROGRAMS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr-serverapp", "flwr-clientapp",
+            "fedmezo.flower_worker", "fedmezo server", "fedmezo client")  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -40,8 +43,23 @@ def free_port() -> int:
         return int(door.getsockname()[1])
 
 
-def across(config: Sequence[str], *, clients: int, out: Path) -> float:
+def watch_memory_(peaks: dict[str, int]) -> None:
+    """Raises each program's largest resident set, MB, to what its processes under this one show now."""
+    for folder in Path("/proc").iterdir():
+        try:
+            command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            ours = str(os.getpid()).encode() in (folder / "environ").read_bytes().partition(MARK + b"=")[2][:12]
+            peak = re.search(r"VmHWM:\s+(\d+)", (folder / "status").read_text())
+        except OSError:
+            continue
+        name = next((name for name in PROGRAMS if name in " ".join(command)), None)
+        if ours and name is not None and peak is not None:
+            peaks[name] = max(peaks.get(name, 0), round(int(peak[1]) * 1024 / 1e6))
+
+
+def across(config: Sequence[str], *, clients: int, out: Path, peaks: dict[str, int]) -> float:
     """Runs over Flower; returns the seconds it took from the start of the server to its end."""
+    os.environ[MARK.decode()] = str(os.getpid())
     certs, port = out / "certs", str(free_port())
     subprocess.run([*FEDMEZO, "certs", "init", str(certs), "--clients", str(clients)], check=True, stdout=sys.stderr)
     began = time.perf_counter()
@@ -58,7 +76,10 @@ def across(config: Sequence[str], *, clients: int, out: Path) -> float:
         for client in range(clients)
     ]  # fmt: skip
     try:
-        if server.wait() != 0:
+        while server.poll() is None:
+            time.sleep(0.5)
+            watch_memory_(peaks)
+        if server.returncode != 0:
             raise SystemExit((out / "server.log").read_text())
         return time.perf_counter() - began
     finally:
@@ -118,12 +139,14 @@ def main() -> None:
     clients, steps = wanted.federation.clients, wanted.federation.local_steps * wanted.algorithm.directions
     told = [given.config, *(part for one in settings for part in ("--set", one))]
     given.out.mkdir(parents=True)
-    seconds = across(told, clients=clients, out=given.out)
+    peaks: dict[str, int] = {}
+    seconds = across(told, clients=clients, out=given.out, peaks=peaks)
     began = time.perf_counter()
     subprocess.run(
         [*FEDMEZO, "run", *told, "--out", str(given.out / "simulated"), "--quiet"], check=True, stdout=sys.stderr
     )
     found = summary_of(given.out, clients=clients, steps=steps)
+    found |= {"memory at most, MB": dict(sorted(peaks.items()))}
     found |= {"seconds in all": round(seconds, 1), "simulated, seconds": round(time.perf_counter() - began, 1)}
     text = json.dumps(found, indent=2)
     print(text)

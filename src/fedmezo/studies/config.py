@@ -17,8 +17,8 @@ from fedmezo.errors import ConfigError
 from fedmezo.studies.complaints import sentences
 from fedmezo.studies.keys import Section
 from fedmezo.studies.material import Adapter, Data, Model, Split
-from fedmezo.studies.networked import Network
-from fedmezo.studies.networked import complaint as insecure
+from fedmezo.studies.network import Network
+from fedmezo.studies.network import complaint as insecure
 from fedmezo.studies.personal import Personal, complaint
 from fedmezo.studies.settings import POOLED, Algorithm, Eval, Federation, Guard, Output, Runtime
 from fedmezo.studies.tomltext import key_lines, value_text

@@ -1,85 +1,96 @@
-"""A run whose clients are on other machines: who is greeted with what, and what is kept of them."""
+"""The section about clients on other machines: how long a server waits for them, and whether it sees sums only."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import astuple, replace
-from pathlib import Path
+from __future__ import annotations
 
-from fedmezo import __version__
-from fedmezo.errors import ConfigError
-from fedmezo.runtime.calls import Hello
-from fedmezo.runtime.distant import Distant, Terms
-from fedmezo.runtime.journal import Header, Journal
-from fedmezo.runtime.line import Line, SecureLine
-from fedmezo.runtime.roster import Roster, Seat
-from fedmezo.runtime.secure import Secure
-from fedmezo.runtime.walkers import Walkers
-from fedmezo.runtime.wire import WIRE_VERSION
-from fedmezo.studies.build import Built
-from fedmezo.studies.descent import build_algorithm
-from fedmezo.studies.folder import writing
-from fedmezo.studies.watch import Watch
-from fedmezo.zo.noise import NOISE_VERSION
+from typing import TYPE_CHECKING
 
-__all__ = ["CLIENTS", "NETWORK", "connected", "run_name"]
+from fedmezo.runtime.line import FEWEST
+from fedmezo.studies.keys import Section, key
 
-NETWORK = "network"  # the kind of a run's header, and of the events that say who came and went
-CLIENTS = "clients.json"  # client -> training examples it said it owns
+if TYPE_CHECKING:
+    from fedmezo.studies.personal import Personal
+    from fedmezo.studies.settings import Algorithm, Federation
+
+__all__ = ["Network", "complaint"]
 
 
-def run_name(header: Header) -> str:
-    """Returns what tells a run from all others: the sha256 of its header, in hex."""
-    return hashlib.sha256(json.dumps(astuple(header)).encode()).hexdigest()
+class Network(Section):
+    """How long a server waits for clients on other machines, and what it sees of them."""
 
-
-def connected(built: Built, journal: Journal, line: Line, *, folder: Path, watch: Watch) -> tuple[Built, Walkers]:
-    """Returns the run's objects with its clients' own sizes in force, and the clients as walkers.
-
-    Args:
-      built: the server's objects; their data is what the server judges by.
-      journal: the run's.
-      line: the way to the clients.
-      folder: the run's; the sizes the clients said are kept there.
-      watch: told who comes, who is turned away.
-
-    Raises:
-      ConfigError: the run is secure, and the line takes no secret sums.
-    """
-    config = built.config
-    sizes = {**built.data.sizes, **_known(folder)}
-
-    def say(text: str) -> None:
-        journal.add_event(journal.last, NETWORK, text)
-        watch.note(text)
-
-    def seated(client: int, seat: Seat) -> None:
-        if sizes.get(client) != seat.examples:
-            sizes[client] = seat.examples
-            with writing(folder):
-                (folder / CLIENTS).write_text(json.dumps({str(c): n for c, n in sorted(sizes.items())}) + "\n")
-
-    hello = Hello(
-        run=run_name(journal.header),
-        package=__version__,
-        wire=WIRE_VERSION,
-        noise=NOISE_VERSION,
-        fingerprint=built.loaded.fingerprint,
-        layout=built.bench.params.layout(),
-        config=config.model_dump_json(),
+    clients: int | None = key(
+        'Clients that have to be there before the first round; "all" for all of the federation.',
+        default=None,
+        word="all",
+        ge=1,
     )
-    roster = Roster(line, hello, frozenset(range(config.federation.clients)), say, seated)
-    told = config.network
-    terms = Terms(told.quorum, deadline=told.deadline, patience=told.patience, start=told.clients)
-    method = build_algorithm(config, sizes, params=built.bench.params)
-    walkers = Distant(roster, terms)
-    if told.secure:
-        if not isinstance(line, SecureLine):
-            raise ConfigError("network.secure = true: this way to the clients takes no secret sums; use Flower's.")
-        walkers = Secure(roster, terms, line=line)
-    return replace(built, algorithm=method), walkers
+    quorum: int | None = key(
+        'Replies that a round needs; "half" of those asked, rounded up. A secure round needs more than half.',
+        default=None,
+        word="half",
+        ge=1,
+    )
+    deadline: float = key(
+        "Seconds after which a round closes without those who have not answered, if it has its quorum.",
+        default=600.0,
+        also=("timeout", "round_timeout"),
+        gt=0,
+    )
+    patience: float = key(
+        "Seconds a server waits for enough clients before it ends; the run can go on later.", default=600.0, gt=0
+    )
+    secure: bool = key(
+        "Secure aggregation: the server learns the sum of the clients' walks and nothing of a single one; needs "
+        "algorithm.name = fedkseed and secure_clip (docs/secure-aggregation.md). Simulated clients are summed in the "
+        "clear, to the same model up to the sum's rounding.",
+        default=False,
+        also=("secagg", "secure_aggregation"),
+    )
+    secure_clip: float | None = key(
+        "With secure: the limit on |slope|, in nats per unit of the parameters, instead of algorithm.clip; everyone "
+        "knows it, and the server cannot follow the slopes' scale.",
+        default=None,
+        example=50.0,
+        gt=0,
+    )
 
 
-def _known(folder: Path) -> Mapping[int, int]:
-    path = folder / CLIENTS
-    return {int(c): int(n) for c, n in json.loads(path.read_text()).items()} if path.exists() else {}
+def complaint(network: Network, algorithm: Algorithm, federation: Federation, personal: Personal) -> str | None:
+    """Returns why a run cannot be secure as it is, in one sentence that begins with the key; None when it can."""
+    if not network.secure:
+        return None
+    wants = {
+        "network.secure_clip": ("a number", network.secure_clip, network.secure_clip is not None),
+        "algorithm.name": ('"fedkseed"', algorithm.name, algorithm.name == "fedkseed"),
+        "algorithm.directions": ("1", algorithm.directions, algorithm.directions == 1),
+        "algorithm.momentum": ("0", algorithm.momentum, algorithm.momentum == 0),
+        "algorithm.coding": ('"float32"', algorithm.coding, algorithm.coding == "float32"),
+        "federation.weighting": ('"uniform"', federation.weighting, federation.weighting == "uniform"),
+        "federation.transport": ('"scalars"', federation.transport, federation.transport == "scalars"),
+        "federation.sums_coding": ('"float32"', federation.sums_coding, federation.sums_coding == "float32"),
+        "personal.signal": ('"none"', personal.signal, personal.signal == "none"),
+    }
+    for name, (wanted, got, good) in wants.items():
+        if not good:
+            return f"{name}: network.secure = true needs {wanted}, got {_told(got)}: {_REASONS[name]}."
+    cohort = federation.cohort or federation.clients
+    if cohort < FEWEST:
+        name = "federation.clients" if federation.cohort is None else "federation.cohort"
+        return f"{name}: network.secure = true needs at least {FEWEST}, got {cohort}: two would know each other's part."
+    return None
+
+
+def _told(got: object) -> str:
+    return "none" if got is None else f'"{got}"' if isinstance(got, str) else str(got)
+
+
+_REASONS = {
+    "network.secure_clip": "what is summed has to lie in a range that everyone knows",
+    "algorithm.name": "only walks over a pool of seeds add up seed by seed, and fedkseed-pro goes by single slopes",
+    "algorithm.directions": "a secure walk has one direction a step",
+    "algorithm.momentum": "a secure walk has none",
+    "algorithm.coding": "what travels is a sum, in a format of its own",
+    "federation.weighting": "the sum has every client once",
+    "federation.transport": "a sum is scalars",
+    "federation.sums_coding": "all clients of a sum walk from the model itself",
+    "personal.signal": "rates of single clients go by what is seen of them",
+}

@@ -21,10 +21,10 @@ from fedmezo.runtime.simulate import simulate
 from fedmezo.runtime.walkers import Walkers
 from fedmezo.studies.build import Built, build, build_downlink, load_base, walkers_of
 from fedmezo.studies.config import Config
+from fedmezo.studies.connect import NETWORK, connected
 from fedmezo.studies.descent import build_lookout, cost_of
 from fedmezo.studies.folder import BEGUN, DATA, JOURNAL, base_of, new_folder, opened, writing
 from fedmezo.studies.judge import judge
-from fedmezo.studies.network import NETWORK, connected
 from fedmezo.studies.summary import Summary, summarise
 from fedmezo.studies.uses import evaluate, export, rollback, save, verify
 from fedmezo.studies.watch import NullWatch, TensorBoardWatch, Watch, Watchers

@@ -5,11 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedmezo.runtime.flower.shim import KEY, NAME
 from fedmezo.runtime.line import Mean, Parcel, Returned
 
 __all__ = ["FlowerLine"]
-
-NAME, KEY = "fedmezo", "payload"
 
 
 class FlowerLine:

@@ -13,7 +13,9 @@ from fedmezo.errors import RunError
 from fedmezo.runtime.calls import ADDEND
 from fedmezo.runtime.resident import ask
 
-__all__ = ["asked", "forward"]
+__all__ = ["KEY", "NAME", "asked", "forward"]
+
+NAME, KEY = "fedmezo", "payload"  # of the one record that a message has, and of the bytes in it
 
 _PATIENCE = 120.0  # seconds for the worker to load, or to be started again
 
@@ -33,7 +35,7 @@ def forward(msg: Message, context: Context, *, answer: Callable[[bytes], bytes] 
     if payload[:1] == ADDEND:
         raise RunError("What a client adds to a sum leaves its machine masked only; the server asked for it as it is.")
     got = answer(payload) if answer is not None else asked(payload, context)
-    return Message(content=RecordDict({"fedmezo": ConfigRecord({"payload": got})}), reply_to=msg)
+    return Message(content=RecordDict({NAME: ConfigRecord({KEY: got})}), reply_to=msg)
 
 
 def asked(payload: bytes, context: Context) -> bytes:
@@ -51,8 +53,8 @@ def asked(payload: bytes, context: Context) -> bytes:
 
 
 def _payload(msg: Message) -> bytes:
-    record = msg.content.get("fedmezo") if msg.has_content() else None
-    payload = record.get("payload") if isinstance(record, ConfigRecord) else None
+    record = msg.content.get(NAME) if msg.has_content() else None
+    payload = record.get(KEY) if isinstance(record, ConfigRecord) else None
     if not isinstance(payload, bytes):
         raise RunError('A message without bytes at "fedmezo"/"payload" is not from a fedmezo server; see what it runs.')
     return payload
