@@ -30,7 +30,7 @@ from fedmezo.runtime.calls import (
     encode_request,
 )
 from fedmezo.runtime.journal import Journal
-from fedmezo.runtime.wire import decode_reply, encode_reply
+from fedmezo.runtime.wire import WIRE_VERSION, decode_reply, encode_reply
 from fedmezo.studies.resident import Asked, build_resident, refuse_strangers
 from fedmezo.studies.run import resume, run
 
@@ -531,7 +531,7 @@ def test_another_base_model_is_refused_at_the_handshake(records, tmp_path):
 
 @pytest.mark.parametrize("name", ["protocol", "wire", "noise", "package"])
 def test_another_version_is_refused_by_name(name):
-    hello = Hello("r", __version__, 3, 1, "f", "l", "{}")
+    hello = Hello("r", __version__, WIRE_VERSION, 1, "f", "l", "{}")
     refuse_strangers(hello)
     other = replace(hello, **{name: "9.9" if name == "package" else 99})
     with pytest.raises(RunError, match=f"The server has {name} version 9.?9, this client .*; install one version"):

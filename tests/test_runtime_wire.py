@@ -134,6 +134,7 @@ def tasks(draw, methods=("walk", "sgd", "adamw")):
         momentum=draw(st.floats(0, 1, exclude_max=True)),
         method=method,
         weight_decay=0.0 if method == "walk" else draw(st.floats(0, allow_infinity=False)),
+        shared=draw(st.booleans()),
     )
 
 
@@ -221,7 +222,7 @@ def bits(tensor):
     return tensor.view(torch.int32 if tensor.itemsize == 4 else torch.int16).numpy().tobytes()
 
 
-def sealed(kind, body, version=3):
+def sealed(kind, body, version=4):
     data = b"FMZO" + bytes([version, kind]) + body
     return data + struct.pack("<I", zlib.crc32(data))
 
@@ -260,18 +261,18 @@ POOLED_SETTINGS = [
 
 
 def test_task_bytes_are_pinned():
-    pinned(encode_task(TASK), ["464d5a4f", "03", "01", *SETTINGS, *WALKER, "00", "00000000"])
-    assert encode_task(TASK).hex().endswith("d4ef63c5")
+    pinned(encode_task(TASK), ["464d5a4f", "04", "01", *SETTINGS, *WALKER, "00", "00000000"])
+    assert encode_task(TASK).hex().endswith("da1148b9")
 
 
 def test_task_bytes_of_a_pool_are_pinned():
-    pinned(encode_task(POOLED), ["464d5a4f", "03", "01", *POOLED_SETTINGS, *WALKER, "00", "00000000"])
+    pinned(encode_task(POOLED), ["464d5a4f", "04", "01", *POOLED_SETTINGS, *WALKER, "00", "00000000"])
 
 
 def test_task_bytes_of_backpropagation_are_pinned():
     task = replace(TASK, method="adamw", weight_decay=0.5)
     changed = [*SETTINGS[:5], "000000000000e03f", *SETTINGS[6:12], "02", "00"]
-    pinned(encode_task(task), ["464d5a4f", "03", "01", *changed, *WALKER, "00", "00000000"])
+    pinned(encode_task(task), ["464d5a4f", "04", "01", *changed, *WALKER, "00", "00000000"])
 
 
 RATE, CLIP = WALKER[1:]
@@ -328,7 +329,7 @@ def test_news_bytes_are_pinned(task, told, parts):
 )
 def test_sums_bytes_are_pinned(coding, values, parts):
     task = replace(TASK, pool=3)
-    head = ["464d5a4f", "03", "01", *SETTINGS[:8], "03000000", *SETTINGS[9:], *WALKER, "01"]
+    head = ["464d5a4f", "04", "01", *SETTINGS[:8], "03000000", *SETTINGS[9:], *WALKER, "01"]
     pinned(encode_task(task, Sums(task.seed, 3, coding, values)), head + parts)
 
 
@@ -336,8 +337,8 @@ def test_model_bytes_are_pinned():
     tensors = ["02000000", "0100", "61", "02", "0200000000000000", "0300000000000000"]
     tensors += ["00000000", "0000803f", "00000040", "00004040", "00008040", "0000a040"]
     tensors += ["0100", "62", "00", "00000080"]
-    pinned(encode_task(TASK, TENSORS), ["464d5a4f", "03", "01", *SETTINGS, *WALKER, "02", *tensors])
-    head = ["464d5a4f", "03", "02", "03000000", "02000000", "08000000", "000000000000f43f", "00"]
+    pinned(encode_task(TASK, TENSORS), ["464d5a4f", "04", "01", *SETTINGS, *WALKER, "02", *tensors])
+    head = ["464d5a4f", "04", "02", "03000000", "02000000", "08000000", "000000000000f43f", "00"]
     pinned(encode_reply(DENSE), [*head, "02000000", "0000c03f", "0000c07f", "01", *tensors])
 
 
@@ -345,7 +346,7 @@ def test_the_bytes_of_values_are_pinned():
     tensors = ["03000000", "0100", "61", "01", "0300000000000000", "00", "0000803f", "00000080", "0000c07f"]
     tensors += ["0100", "62", "02", "0200000000000000", "0100000000000000", "02", "c03f", "00c0"]
     tensors += ["0100", "63", "00", "01", "0034"]
-    pinned(encode_task(TASK, VALUES), ["464d5a4f", "03", "01", *SETTINGS, *WALKER, "03", *tensors])
+    pinned(encode_task(TASK, VALUES), ["464d5a4f", "04", "01", *SETTINGS, *WALKER, "03", *tensors])
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ def test_the_bytes_of_values_are_pinned():
     ],
 )
 def test_reply_bytes_are_pinned(coding, slopes, parts):
-    head = ["464d5a4f", "03", "02", "03000000", "02000000", "08000000", "000000000000f43f"]
+    head = ["464d5a4f", "04", "02", "03000000", "02000000", "08000000", "000000000000f43f"]
     pinned(encode_reply(replace(REPLY, coding=coding, slopes=slopes)), [*head, *parts, "00"])
 
 
@@ -376,6 +377,9 @@ def test_decoded_news_equal_those_sent():
 
 @given(told())
 def test_decoding_version_2_undoes_encoding(message):
+    task, news = message
+    plain_news = tuple(replace(item, tasks=tuple(replace(t, shared=False) for t in item.tasks)) for item in news)
+    message = replace(task, shared=False), plain_news
     assert repr(decode_task(as_before(*message))) == repr(message)
 
 
@@ -650,7 +654,7 @@ def test_arbitrary_bytes_are_refused_or_valid(data):
 
 
 @settings(max_examples=300)
-@given(st.sampled_from([1, 2]), st.binary(max_size=160), st.sampled_from([2, 3]))
+@given(st.sampled_from([1, 2]), st.binary(max_size=160), st.sampled_from([2, 3, 4]))
 def test_arbitrary_bodies_with_a_right_checksum_are_refused_or_valid(kind, body, version):
     check(sealed(kind, body, version))
 
@@ -675,7 +679,7 @@ HEADS = {
 @given(st.sampled_from(sorted(HEADS)), st.lists(st.integers(0, 9) | st.integers(0, 255), max_size=40))
 def test_arbitrary_content_with_a_right_head_and_checksum_is_refused_or_valid(head, rest):
     kind, begin = HEADS[head]
-    for version in (2, 3):
+    for version in (2, 3, 4):
         check(sealed(kind, begin + bytes(rest), version))
 
 
@@ -797,7 +801,7 @@ def test_impossible_fields_are_refused_with_one_sentence():
 
 @pytest.mark.parametrize(
     ("at", "value", "what"),
-    [(56, 2, "law"), (57, 3, "estimator"), (58, 5, "coding"), (59, 3, "method"), (60, 32, "flags")],
+    [(56, 2, "law"), (57, 3, "estimator"), (58, 5, "coding"), (59, 3, "method"), (60, 64, "flags")],
 )
 def test_unknown_names_are_refused(at, value, what):
     body = bytearray(encode_task(TASK)[6:-4])
@@ -808,8 +812,8 @@ def test_unknown_names_are_refused(at, value, what):
 
 def test_another_version_and_another_kind_are_named():
     data = encode_task(TASK)
-    for version in (0, 1, 4, 255):
-        sentence = f"wire format {version}, expected 2 or 3: both sides need the same fedmezo"
+    for version in (0, 1, 5, 255):
+        sentence = f"wire format {version}, expected 2 to 4: both sides need the same fedmezo"
         with pytest.raises(WireError, match=sentence):
             decode_task(data[:4] + bytes([version]) + data[5:])
         with pytest.raises(WireError, match=sentence):
@@ -826,7 +830,7 @@ def test_version_1_is_refused():
     )  # fmt: skip
     reply = "464d5a4f0102030000000200000008000000000000000000f43f020000000000c03f0000c07f0082061ba8"
     for decode, old in ((decode_task, task), (decode_reply, reply)):
-        with pytest.raises(WireError, match="wire format 1, expected 2 or 3: both sides need the same fedmezo"):
+        with pytest.raises(WireError, match="wire format 1, expected 2 to 4: both sides need the same fedmezo"):
             decode(bytes.fromhex(old))
 
 
@@ -837,16 +841,29 @@ def test_version_2_is_read(data, decode, message):
 
 
 def test_version_2_is_written_by_no_one():
-    assert {data[4] for data in (encode_task(TASK, NEWS), encode_task(POOLED, SUMS), encode_reply(REPLY))} == {3}
+    assert {data[4] for data in (encode_task(TASK, NEWS), encode_task(POOLED, SUMS), encode_reply(REPLY))} == {4}
     assert as_before(TASK, NEWS) == bytes.fromhex(OLD["news"])
-    # A message that says it is of version 3 and has news as in version 2 is none, and the other way round.
+    # A message that says it is of version 4 and has news as in version 2 is none, and the other way round.
     for data, version in (
-        (bytes.fromhex(OLD["news"]), 3),
+        (bytes.fromhex(OLD["news"]), 4),
         (encode_task(TASK, NEWS), 2),
         (encode_task(TASK, VALUES), 2),
     ):
         with pytest.raises(WireError):
             decode_task(sealed(1, data[6:-4], version))
+
+
+def test_version_3_is_read_and_knows_no_shared_directions():
+    for task, told in ((TASK, NEWS), (POOLED, SUMS), (TASK, VALUES)):
+        body = encode_task(task, told)[6:-4]
+        assert plain(decode_task(sealed(1, body, 3))) == plain(decode_task(sealed(1, body)))
+    assert plain(decode_reply(sealed(2, encode_reply(REPLY)[6:-4], 3))) == plain(REPLY)
+    # The header of a task as version 3 wrote it.
+    assert sealed(1, encode_task(TASK)[6:-4], 3).hex().startswith("464d5a4f030103000000ffffffffffffffff")
+    shared = encode_task(replace(TASK, shared=True))
+    assert decode_task(shared)[0].shared
+    with pytest.raises(WireError, match="unknown flags 32"):
+        decode_task(sealed(1, shared[6:-4], 3))
 
 
 def test_a_row_of_a_journal_of_version_2_is_read():

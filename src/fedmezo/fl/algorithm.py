@@ -18,7 +18,7 @@ from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params
 from fedmezo.zo.seedsum import DenseDelta, Update
 
-__all__ = ["Algorithm", "Bench", "Method", "Point", "Reply", "Task"]
+__all__ = ["Algorithm", "Bench", "Gather", "Method", "Point", "Reply", "Task"]
 
 Method = Literal["walk", "sgd", "adamw"]
 METHODS: tuple[Method, ...] = ("walk", "sgd", "adamw")
@@ -64,6 +64,8 @@ class Task:
       weight_decay: share of the parameters taken off per unit of rate; backpropagation only.
       sweep: direction j is candidate j of the pool, in order, instead of a draw; so a reply's slopes are any sum over
         the pool (`sweep.py`). Nobody walks it.
+      shared: all clients of a round have the same directions, so that their slopes can be compared one by one; the
+        client's number names none of them.
 
     Raises:
       RunError: a field is out of range.
@@ -90,6 +92,7 @@ class Task:
     method: Method = "walk"
     weight_decay: float = 0.0
     sweep: bool = False
+    shared: bool = False
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -122,7 +125,7 @@ class Task:
         _require(not decay or self.method != "walk", "Task.weight_decay is for backpropagation only.")
         if self.sweep:
             plain = self.method == "walk" and self.directions == 1 and self.clip > 0
-            plain &= not (self.odds or self.momentum)
+            plain &= not (self.odds or self.momentum or self.shared)
             _require(self.pool >= 1 and plain, "Task.sweep is for plain walks over a pool, one direction a step.")
             _require(self.steps == self.pool, f"Task.sweep needs {self.pool} steps, its pool's, got {self.steps}.")
 
@@ -174,7 +177,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where to evaluate a loss: params + offset * z(seed), on the batch of (client, round, step)."""
+    """Where to evaluate a loss: params + offset * z(seed), on the batch of (client, round, step).
+
+    With `draw` the batch is a Poisson sample instead, which this secret name draws from all the client's examples.
+    """
 
     params: Params
     seed: int
@@ -182,6 +188,7 @@ class Point:
     client: int
     round: int
     step: int
+    draw: bytes = b""
 
 
 class Bench(Protocol):
@@ -201,6 +208,9 @@ class Bench(Protocol):
     def losses(self, points: Sequence[Point]) -> list[float]:
         """Returns the loss at each point, as many points per forward pass as the lanes allow."""
 
+    def each(self, points: Sequence[Point]) -> list[list[float]]:
+        """Returns the loss of each example of each point's batch, in the batch's order; [] where it is empty."""
+
     def examples(self, client: int, round: int, step: int) -> int:
         """Returns how many examples the batch of (client, round, step) holds."""
 
@@ -208,7 +218,12 @@ class Bench(Protocol):
         """Returns the loss at a point and its gradient by backpropagation, name -> float32 tensor; offset must be 0."""
 
 
+Gather = Callable[[Sequence[Task], Sequence[Reply]], tuple[Sequence[Task], Sequence[Reply]]]
 S = TypeVar("S")
+
+
+def _all_of_it(tasks: Sequence[Task], replies: Sequence[Reply]) -> tuple[Sequence[Task], Sequence[Reply]]:
+    return tasks, replies
 
 
 @dataclass(frozen=True)
@@ -229,6 +244,10 @@ class Algorithm(Generic[S]):
       with_factors: (state, client -> factor) -> the state in which these clients' rates are multiplied by their
         factors, all others' by 1; for personalised rates.
       sums: state -> the model minus its base as coefficients of the K candidate seeds; None when directions are fresh.
+      gather: (tasks, replies) -> what the server keeps of a round, before anything else is done with it. It may add a
+        walk of nobody that stands for all (`whole.py`), and strike out what shall not be kept. What a journal has went
+        through it already.
+      remarks: state -> (kind, detail) of the journal's events about the round that made this state.
     """
 
     init: Callable[[], S]
@@ -238,3 +257,5 @@ class Algorithm(Generic[S]):
     slow_down: Callable[[S, float], S]
     with_factors: Callable[[S, Mapping[int, float]], S]
     sums: Callable[[S], NDArray[np.float64] | None] = lambda _: None
+    gather: Gather = _all_of_it
+    remarks: Callable[[S], Sequence[tuple[str, str]]] = lambda _: ()

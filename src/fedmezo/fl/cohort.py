@@ -7,6 +7,7 @@ from typing import Literal
 
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Reply, Task
+from fedmezo.fl.whole import is_whole
 from fedmezo.zo.noise import derive_seed
 
 __all__ = ["Decay", "answers", "decayed", "draw_cohort"]
@@ -38,11 +39,14 @@ def decayed(decay: Decay, round: int, rounds: int) -> float:
 def answers(tasks: Sequence[Task], replies: Sequence[Reply], *, round: int) -> list[tuple[Task, Reply]]:
     """Returns each reply of a round with the task it answers, in client order; tasks without a reply are left out.
 
+    Where a walk stands for all, the slopes of a reply may have been struck out.
+
     Raises:
       RunError: a client replied twice, for another round, without a task of this one, or with another number of slopes
         than its task asks for.
     """
     ordered = sorted(replies, key=lambda reply: reply.client)
+    struck = bool(ordered) and is_whole(ordered[-1])
     clients = [reply.client for reply in ordered]
     if len(set(clients)) < len(clients):
         raise RunError(f"Round {round}: a client replied twice (clients {clients}).")
@@ -51,7 +55,8 @@ def answers(tasks: Sequence[Task], replies: Sequence[Reply], *, round: int) -> l
         if reply.client not in asked:
             raise RunError(f"Round {round}: client {reply.client} replied, and there is no task for it; was it asked?")
         expected = asked[reply.client].slopes
-        if reply.round != round or len(reply.slopes) != expected:
+        gone = struck and not reply.slopes and not is_whole(reply)
+        if reply.round != round or (len(reply.slopes) != expected and not gone):
             raise RunError(
                 f"Round {round}: client {reply.client} sent {len(reply.slopes)} slopes for round {reply.round}, "
                 f"expected {expected}."

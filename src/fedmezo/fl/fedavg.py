@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmezo.errors import ConfigError, RunError
-from fedmezo.fl.aggregate import Weighting, uniform_weights
+from fedmezo.fl.aggregate import Weighting, uniform_weights, weights_of
 from fedmezo.fl.algorithm import Algorithm, Bench, Point, Reply, Task
 from fedmezo.fl.cohort import Decay, answers, decayed, draw_cohort
 from fedmezo.zo.params import Params
@@ -98,8 +98,8 @@ def fedavg(
         return [task(state, client) for client in draw_cohort(seed, state.round, clients, cohort)]
 
     def aggregate(state: State, tasks: Sequence[Task], replies: Sequence[Reply]) -> tuple[State, Update]:
-        ordered = [reply for _, reply in answers(tasks, replies, round=state.round)]
-        update = Update(tuple(map(_delta, ordered)), tuple(weights(ordered)) if ordered else (), state.round)
+        pairs = answers(tasks, replies, round=state.round)
+        update = Update(tuple(_delta(reply) for _, reply in pairs), weights_of(pairs, weights), state.round)
         return replace(state, round=state.round + 1), update
 
     def slow_down(state: State, factor: float) -> State:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmezo.fl.aggregate import Weighting, uniform_weights
+from fedmezo.fl.aggregate import Weighting, uniform_weights, weights_of
 from fedmezo.fl.algorithm import MAX_ODDS, Algorithm, Reply, Task
 from fedmezo.fl.cohort import answers, draw_cohort
 from fedmezo.fl.fedmezo import Settings, State, advanced, ask
 from fedmezo.fl.pool import directions_of
 from fedmezo.fl.walk import take_walks, walk_of
+from fedmezo.fl.whole import is_whole
 from fedmezo.zo.seedsum import Update
 
 __all__ = ["Pool", "PoolState", "fedkseed", "odds_of"]
@@ -103,17 +104,17 @@ def fedkseed(
     def aggregate(state: PoolState, tasks: Sequence[Task], replies: Sequence[Reply]) -> tuple[PoolState, Update]:
         pairs = answers(tasks, replies, round=state.round)
         walks = tuple(walk_of(task, reply.slopes) for task, reply in pairs)
-        ordered = [reply for _, reply in pairs]
-        update = Update(walks, tuple(weights(ordered)) if ordered else (), state.round)
+        update = Update(walks, weights_of(pairs, weights), state.round)
         sums, scores, counts = state.sums.copy(), state.scores.copy(), state.counts.copy()
         for (task, reply), walk, weight in zip(pairs, walks, update.weights, strict=True):
-            places = np.array(directions_of(task).places)
-            slopes = np.array(reply.slopes)
-            finite = np.isfinite(slopes)
+            places = np.array(directions_of(task).places)[: len(reply.slopes)]
             np.add.at(sums, places, weight * np.array(walk.coefficients))
-            np.add.at(scores, places[finite], np.minimum(np.abs(slopes[finite]), pool.score_clip))
-            np.add.at(counts, places[finite], 1)
-        return replace(advanced(state, ordered), sums=sums, scores=scores, counts=counts), update
+            if not is_whole(reply):  # whose slopes are no slopes of the loss
+                finite = np.isfinite(reply.slopes)
+                np.add.at(scores, places[finite], np.minimum(np.abs(reply.slopes)[finite], pool.score_clip))
+                np.add.at(counts, places[finite], 1)
+        ours = advanced(state, [reply for _, reply in pairs], quantile=settings.quantile)
+        return replace(ours, sums=sums, scores=scores, counts=counts), update
 
     def slow_down(state: PoolState, factor: float) -> PoolState:
         return replace(state, slowed=state.slowed * factor)

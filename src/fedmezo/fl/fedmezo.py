@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from fedmezo.fl.aggregate import Weighting, uniform_weights
+from fedmezo.fl.aggregate import Weighting, uniform_weights, weights_of
 from fedmezo.fl.algorithm import Algorithm, Reply, Task
 from fedmezo.fl.cohort import Decay, answers, decayed, draw_cohort
 from fedmezo.fl.walk import take_walks, walk_of
+from fedmezo.fl.whole import own
 from fedmezo.zo.coding import Coding
 from fedmezo.zo.estimate import Estimator, robust_scale
 from fedmezo.zo.noise import Law
@@ -39,6 +40,8 @@ class Settings:
       coding: number format of the slopes on the wire.
       normalise: divide the slopes of a step by their root mean square; needs `directions` >= 2.
       momentum: share of the last step that is repeated, in [0, 1).
+      shared: all clients of a round walk along the same directions.
+      quantile: the slopes' scale is this quantile of a round's |slope|, as a deviation; see `robust_scale`.
     """
 
     rate: float
@@ -54,6 +57,8 @@ class Settings:
     coding: Coding = "float32"
     normalise: bool = False
     momentum: float = 0.0
+    shared: bool = False
+    quantile: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,13 @@ def ask(settings: Settings, state: State, *, seed: int, client: int) -> Task:
         coding=settings.coding,
         normalise=settings.normalise,
         momentum=settings.momentum,
+        shared=settings.shared,
     )
 
 
-def advanced(state: S, replies: Sequence[Reply]) -> S:
+def advanced(state: S, replies: Sequence[Reply], *, quantile: float = 0.5) -> S:
     """Returns the state after a round with these replies; their slopes set the next clip."""
-    seen = robust_scale([slope for reply in replies for slope in reply.slopes])
+    seen = robust_scale([slope for reply in own(replies) for slope in reply.slopes], quantile=quantile)
     scale = _follow(state, seen)
     return replace(state, round=state.round + 1, scale=scale, lowest=min(state.lowest or scale, scale))
 
@@ -120,7 +126,7 @@ def fedmezo(
       settings: the numbers of the run.
       seed: the run's seed; names every direction and every cohort.
       cohort: clients per round, drawn without replacement.
-      weights: replies -> weight of each, summing to 1.
+      weights: tasks with their replies -> weight of each.
     """
 
     def plan(state: State, clients: Sequence[int]) -> list[Task]:
@@ -130,9 +136,8 @@ def fedmezo(
     def aggregate(state: State, tasks: Sequence[Task], replies: Sequence[Reply]) -> tuple[State, Update]:
         pairs = answers(tasks, replies, round=state.round)
         walks = tuple(reply.delta or walk_of(task, reply.slopes) for task, reply in pairs)
-        ordered = [reply for _, reply in pairs]
-        update = Update(walks, tuple(weights(ordered)) if ordered else (), state.round)
-        return advanced(state, ordered), update
+        update = Update(walks, weights_of(pairs, weights), state.round)
+        return advanced(state, [reply for _, reply in pairs], quantile=settings.quantile), update
 
     def slow_down(state: State, factor: float) -> State:
         return replace(state, slowed=state.slowed * factor)

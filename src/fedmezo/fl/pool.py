@@ -18,8 +18,14 @@ __all__ = ["Directions", "direction_seed", "directions_of", "pool_seed"]
 
 
 def direction_seed(task: Task, step: int, direction: int) -> int:
-    """Returns the name of a fresh direction, from (run, round, client, step, direction)."""
-    return derive_seed("direction", task.seed, task.round, task.client, step, direction)
+    """Returns the name of a fresh direction, from (run, round, client, step, direction); without client if shared."""
+    return derive_seed(*_whose("direction", task), step, direction)
+
+
+def _whose(what: str, task: Task) -> tuple[str | int, ...]:
+    if task.shared:
+        return f"shared {what}", task.seed, task.round
+    return what, task.seed, task.round, task.client
 
 
 def pool_seed(seed: int, place: int) -> int:
@@ -65,7 +71,7 @@ def directions_of(task: Task) -> Directions:
     steps = list(product(range(task.steps), range(task.directions)))
     if not task.pool:
         return Directions(tuple(direction_seed(task, step, n) for step, n in steps))
-    draws = [derive_seed("draw", task.seed, task.round, task.client, step, n) for step, n in steps]
+    draws = [derive_seed(*_whose("draw", task), step, n) for step, n in steps]
     edges = _edges(task.odds)
     total = int(edges[-1]) if task.odds else task.pool
     marks = [draw * total >> 64 for draw in draws]

@@ -25,6 +25,7 @@ from fedmezo.fl.signals import (
     squared_gradients,
 )
 from fedmezo.fl.walk import walk_of
+from fedmezo.fl.whole import own
 from fedmezo.zo.noise import Law
 from fedmezo.zo.params import Params
 from fedmezo.zo.seedsum import DenseDelta, Update, Walk
@@ -152,7 +153,9 @@ def with_personal_rates(
         state: PersonalState[S], tasks: Sequence[Task], replies: Sequence[Reply]
     ) -> tuple[PersonalState[S], Update]:
         inner, update = algorithm.aggregate(state.inner, tasks, replies)
-        values = measured(personal, replies, _as_walks(update, tasks, replies), params=params, law=law)
+        ours, parts = own(replies), update.parts[: len(own(replies))]
+        walked = _as_walks(Update(parts, update.weights[: len(parts)], update.round), tasks, ours)
+        values = measured(personal, ours, walked, params=params, law=law)
         seen = (*state.seen, values)[-personal.rounds :]
         phi = smoothed(state.phi, phi_of(personal, seen), keep=personal.smoothing)
         return replace(state, inner=inner, round=state.round + 1, seen=seen, phi=phi), update
@@ -168,6 +171,7 @@ def with_personal_rates(
         slow_down,
         lambda state, factors: replace(state, factors=factors),
         lambda state: algorithm.sums(state.inner),
+        algorithm.gather,
     )
 
 

@@ -17,10 +17,11 @@ from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm, Reply, Task
 from fedmezo.fl.pool import directions_of
 from fedmezo.fl.walk import walk_of
+from fedmezo.fl.whole import WHOLE
 
 __all__ = ["SUM", "WORST_LOSS", "limited", "passes_of", "share_of", "swept"]
 
-SUM = 2**32 - 1  # the client that stands for all whose shares are in a sum
+SUM = WHOLE  # the client that stands for all whose shares are in a sum
 WORST_LOSS = 32.0  # nats; a higher loss counts as this, and so does one that is not finite
 
 S = TypeVar("S")

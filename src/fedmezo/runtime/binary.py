@@ -32,7 +32,7 @@ __all__ = [
     "speaking",
 ]
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 OLDEST_VERSION = 2  # of the messages that are still read
 MAX_BYTES = 1 << 34
 MAX_TENSORS = 1 << 16
@@ -90,7 +90,7 @@ class Reader:
         if magic != _MAGIC:
             raise WireError(f"it begins with {magic!r} instead of {_MAGIC!r}")
         if not OLDEST_VERSION <= version <= WIRE_VERSION:
-            expected = f"{OLDEST_VERSION} or {WIRE_VERSION}"
+            expected = f"{OLDEST_VERSION} to {WIRE_VERSION}"
             raise WireError(f"wire format {version}, expected {expected}: both sides need the same fedmezo")
         if COUNT.unpack_from(data, len(data) - COUNT.size)[0] != zlib.crc32(memoryview(data)[: -COUNT.size]):
             raise WireError("its checksum is wrong")

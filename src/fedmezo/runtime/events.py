@@ -25,6 +25,7 @@ def sums_of(tasks: Sequence[Task], walked: Sequence[Walked]) -> Iterator[tuple[s
 
 def oddities(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
     """Yields what no healthy round has: "skipped" directions, "zero-slope", "zero-rate"."""
+    entries = [entry for entry in entries if entry.walks] or entries
     skipped = sum(entry.reply.skipped for entry in entries)
     if skipped:
         yield "skipped", f"{skipped} directions skipped: a loss was not finite; lower rate or mu, or use float32"

@@ -8,7 +8,8 @@ Numbers and codes as in `binary.py` and `scalars.py`:
               law u8 (0 gaussian, 1 rademacher), estimator u8 (0 two-point, 1 forward, 2 forward-half),
               coding u8 (0 float32, 1 float16, 2 bfloat16, 3 float8, 4 sign),
               method u8 (0 walk, 1 sgd, 2 adamw),
-              flags u8 (sum of 1 dense, 2 importance, 4 normalise, 8 odds are there, 16 sweep: not in version 2);
+              flags u8 (sum of 1 dense, 2 importance, 4 normalise, 8 odds are there, 16 sweep: not in version 2,
+              32 shared: not in version 3);
               when odds are there: as many u16 as `pool` says
     walker    client u32, rate f64, clip f64
     news      form      u8, sum of 1 settings are there, 2 odds are there (never with 1, whose flags say it),
@@ -88,7 +89,8 @@ def _settings(task: Task) -> bytes:
     scales = (task.mu, task.multiple, task.momentum, task.weight_decay)
     numbers = _SETTINGS.pack(task.round, task.seed, *scales, task.steps, task.directions, task.pool)
     names = (_LAWS.index(task.law), _ESTIMATORS.index(task.estimator), CODINGS.index(task.coding))
-    flags = task.dense | task.importance << 1 | task.normalise << 2 | bool(task.odds) << 3 | task.sweep << 4
+    marks = (task.dense, task.importance, task.normalise, bool(task.odds), task.sweep, task.shared)
+    flags = sum(mark << place for place, mark in enumerate(marks))
     return numbers + bytes([*names, METHODS.index(task.method), flags])
 
 
@@ -195,7 +197,7 @@ def _read_settings(reader: Reader) -> Task:
     estimator = _ESTIMATORS[reader.byte("estimator", below=len(_ESTIMATORS))]
     coding = CODINGS[reader.byte("coding", below=len(CODINGS))]
     method = METHODS[reader.byte("method", below=len(METHODS))]
-    flags = reader.byte("flags", below=16 if reader.version == 2 else 32)
+    flags = reader.byte("flags", below=8 << min(reader.version, 4) - 1)
     limit("seeds in a pool", pool, MAX_POOL)
     return Task(
         number,
@@ -218,6 +220,7 @@ def _read_settings(reader: Reader) -> Task:
         method=method,
         weight_decay=decay,
         sweep=bool(flags & 16),
+        shared=bool(flags & 32),
     )
 
 

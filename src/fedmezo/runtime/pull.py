@@ -108,10 +108,12 @@ class Downlink:
         """Takes a finished round in, and forgets rounds that nobody would replay any more."""
         for entry in done.entries:
             self._seen[entry.task.client] = done.round  # it walked from the model with so many rounds behind it
-        tasks = tuple(entry.task for entry in done.entries)
+        # What counts nothing changes nothing; but a round without any walk cannot be told.
+        told = [entry for entry in done.entries if entry.weight] or done.entries[:1]
+        tasks = tuple(entry.task for entry in told)
         if not tasks or tasks[0].method != "walk" or tasks[0].dense:
             return
-        news = News(tasks, tuple(e.reply.slopes for e in done.entries), tuple(e.weight for e in done.entries))
+        news = News(tasks, tuple(entry.reply.slopes for entry in told), tuple(entry.weight for entry in told))
         self._news.append(news)
         size, slopes = self._totals[-1]
         size += len(encode_task(tasks[0], [news])) - len(encode_task(tasks[0]))

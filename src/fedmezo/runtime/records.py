@@ -1,5 +1,6 @@
 """What a journal records, as frozen values, and the rows they are stored in."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,9 @@ from typing import Any
 
 from fedmezo.errors import JournalError, RunError
 from fedmezo.fl.algorithm import Reply, Task
+from fedmezo.fl.spending import SPENT
 from fedmezo.fl.walk import walk_of
+from fedmezo.fl.whole import is_whole
 from fedmezo.runtime.ledger import Row, Value
 from fedmezo.runtime.wire import decode_reply, decode_task, encode_reply, encode_task
 from fedmezo.zo.seedsum import DenseDelta, Update, Walk
@@ -57,8 +60,8 @@ class Entry:
 
     @property
     def walks(self) -> int:
-        """How many clients walked for it: 1, or those in a sum."""
-        return self.reply.examples if self.task.sweep else 1
+        """How many clients walked for it: 1, those in a sum, or nobody where others are entries of their own."""
+        return self.reply.examples if self.task.sweep else int(not is_whole(self.task))
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,13 @@ class Round:
     @property
     def news(self) -> tuple[tuple[str, str], ...]:
         """The events that are for people."""
-        return tuple((kind, detail) for kind, detail in self.events if kind not in (LOOK, SUMMED))
+        return tuple((kind, detail) for kind, detail in self.events if kind not in (LOOK, SUMMED, SPENT))
+
+    @property
+    def epsilon(self) -> float | None:
+        """The privacy that any unit has spent so far at most; None where none is kept."""
+        told = [json.loads(detail)["epsilon"] for kind, detail in self.events if kind == SPENT]
+        return (math.inf if told[-1] is None else float(told[-1])) if told else None
 
     def __post_init__(self) -> None:
         """Checks that tasks and replies belong together."""
@@ -114,9 +123,9 @@ class Round:
 
 
 def by_client(done: Round) -> tuple[Entry, ...]:
-    """Returns a round's entries; of a sum one for each client in it, of whom only its part of the bytes is known."""
+    """Returns clients' entries; of a sum one for each client in it, of whom only its part of the bytes is known."""
     if not any(entry.task.sweep for entry in done.entries):
-        return done.entries
+        return tuple(entry for entry in done.entries if not is_whole(entry.task))
     whole, told = done.entries[0], " ".join(detail for kind, detail in done.events if kind == SUMMED)
     clients = [int(number) for number in re.findall(r"\d+", told)]
     ups, downs = (_dealt(size, len(clients)) for size in (whole.bytes_up, whole.bytes_down))

@@ -18,6 +18,7 @@ from typing import Generic, TypeGuard, TypeVar
 
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm, Task
+from fedmezo.fl.whole import is_whole
 from fedmezo.runtime.events import absences, oddities, sums_of
 from fedmezo.runtime.guard import Guard, OnSurge
 from fedmezo.runtime.journal import LOOK, SLOW, Entry, Journal, Round, replay, update_of
@@ -128,7 +129,8 @@ class Simulation(Generic[S]):
         for done in self.journal.rounds():
             tasks, replies = [entry.task for entry in done.entries], [entry.reply for entry in done.entries]
             self.state, _ = self.algorithm.aggregate(self.state, tasks, replies)
-            self.guard, _ = self.guard.observe(done.round, done.loss)
+            if not _hidden(done.entries, done.loss):
+                self.guard, _ = self.guard.observe(done.round, done.loss)
             self._remember(done)
         # What was walked has the rates of its tasks; only those to come are to be slowed.
         self._slow_(self.journal.slowed())
@@ -235,10 +237,12 @@ class Simulation(Generic[S]):
         if checksum(self.bench.params) != sent.before:
             raise RunError(f"Round {sent.number}: the clients changed the shared model, a bug; please report it.")
         entries = self._entries(sent, walked)
-        finite = [entry.reply.loss for entry in entries if math.isfinite(entry.reply.loss)]
+        finite = [entry.reply.loss for entry in entries if math.isfinite(entry.reply.loss) and entry.weight]
         loss = fmean(finite) if finite else math.nan
-        self.guard, surged = self.guard.observe(sent.number, loss)
-        asked = [entry.task for entry in entries if not entry.task.sweep] or sent.tasks
+        surged = False
+        if not _hidden(entries, loss):
+            self.guard, surged = self.guard.observe(sent.number, loss)
+        asked = [entry.task for entry in entries if not is_whole(entry.task)] or sent.tasks
         done = Round(
             round=sent.number,
             entries=tuple(entries),
@@ -252,6 +256,7 @@ class Simulation(Generic[S]):
                 *absences(walked),
                 *sums_of(sent.tasks, walked),
                 *oddities(entries),
+                *self.algorithm.remarks(self.state),
                 *(self._surge(_surged(loss)) if surged else ()),
             ),
         )
@@ -260,13 +265,14 @@ class Simulation(Generic[S]):
 
     def _entries(self, sent: _Sent, walked: Sequence[Walked]) -> list[Entry]:
         """Adds the replies to the model; returns who answered what, at which weight and size."""
-        tasks, replies, sizes = taken(sent.tasks, sent.sizes, walked)
+        asked, answers, sizes = taken(sent.tasks, sent.sizes, walked)
+        tasks, replies = self.algorithm.gather(asked, answers)
         self.state, update = self.algorithm.aggregate(self.state, tasks, replies)
         apply_(self.bench.params, update, law=sent.tasks[0].law)
         weights = dict(zip(sorted(reply.client for reply in replies), update.weights, strict=True))
         by_client = {reply.client: reply for reply in replies}
         return [
-            Entry(task, by_client[task.client], weights[task.client], *sizes[task.client])
+            Entry(task, by_client[task.client], weights[task.client], *sizes.get(task.client, (0, 0)))
             for task in tasks
             if task.client in by_client
         ]
@@ -298,6 +304,11 @@ class Simulation(Generic[S]):
         if self._start is not None:
             self._start.restore_(self.bench.params)
         self._restore_()
+
+
+def _hidden(entries: Sequence[Entry], loss: float) -> bool:
+    """Whether a round's loss is unknown because clients do not tell it, though they walked."""
+    return math.isnan(loss) and any(math.isfinite(slope) for entry in entries for slope in entry.reply.slopes)
 
 
 def _surged(loss: float) -> str:

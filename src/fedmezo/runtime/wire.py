@@ -1,9 +1,9 @@
-"""Wire format v3: the bytes of a Task, of a Reply, and of what brings a client's model up to date.
+"""Wire format v4: the bytes of a Task, of a Reply, and of what brings a client's model up to date.
 
 Everything is little-endian, nothing is aligned, every length is explicit. A message is
 
     offset  0   magic     4 bytes  "FMZO"
-            4   version   u8       3
+            4   version   u8       4
             5   kind      u8       1 = task, 2 = reply
             6   body
           end   crc32     u32      of all bytes before it (zlib's polynomial); catches every single flipped bit
@@ -22,8 +22,8 @@ Neither seeds nor places in a pool travel: they follow from the task. Decoding a
 returns a valid message. Every count is compared with its limit, and with the bytes that are there, before anything of
 its size is made; a pool has at most 2**20 seeds.
 
-Messages of version 2 are read too: journals are full of them. They differ in their news only, and tell nothing of
-kind 3.
+Messages of versions 2 and 3 are read too: journals are full of them. Those of 3 know no shared directions; those of 2
+also have other news, and tell nothing of kind 3.
 """
 
 import math

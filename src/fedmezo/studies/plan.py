@@ -20,6 +20,7 @@ from fedmezo.studies.config import Config
 from fedmezo.studies.descent import build_lookout, cost_of, step_passes
 from fedmezo.studies.forecast import advise, check_fit, forecast, setting_of
 from fedmezo.studies.measured import Measured
+from fedmezo.studies.privacy import forecast as forecast_privacy
 from fedmezo.studies.window import window_of
 from fedmezo.studies.window_table import window_words
 from fedmezo.zo.params import Params
@@ -45,6 +46,8 @@ def plan(config: Config, *, measured: Measured | None = None) -> dict[str, objec
     lookout = build_lookout(built.config, built.bench)
     advice = [*cost_of(lookout, built.config), *_about_mu(built, config), *_advice(built), *theory.pop("advice", [])]
     federation, algorithm = built.config.federation, built.config.algorithm
+    kept = built.config.privacy.mode != "none"
+    private = {"privacy": forecast_privacy(built.config, built.data.sizes)} if kept else {}
     tasks = list(built.algorithm.plan(built.algorithm.init(), range(federation.clients)))
     walks = federation.rounds * len(tasks)
     points = federation.local_steps * step_passes(built.config)
@@ -66,6 +69,7 @@ def plan(config: Config, *, measured: Measured | None = None) -> dict[str, objec
         "dropped": dict(built.data.dropped),
         "split": built.data.split.as_dict(),
         "advice": advice,
+        **private,
         **theory,
     }
 
@@ -96,11 +100,13 @@ def _bytes(built: Built) -> dict[str, float]:
         for task, reply, offer in zip(tasks, replies, offers, strict=True):
             down += len(encode_task(task)) + offer.bytes
             up += len(encode_reply(replace(reply, delta=None))) + (0 if reply.delta is None else _written(reply.delta))
+        walked = len(tasks)
+        tasks, replies = built.algorithm.gather(tasks, replies)
         state, update = built.algorithm.aggregate(state, tasks, replies)
         entries = zip(tasks, replies, update.weights, strict=True)
         done = tuple(Entry(task, reply, weight, 0, 0) for task, reply, weight in entries)
         downlink.remember(Round(number, done, loss=0, rate=0, slowed=1, seconds=0, forwards=0, tokens=0))
-        walks += len(tasks)
+        walks += walked
     return {
         "up_per_client_round": round(up / walks, 1),
         "down_per_client_round": round(down / walks, 1),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from statistics import median
+from statistics import NormalDist, median
 from typing import Literal
 
 import numpy as np
@@ -66,10 +66,18 @@ def _finite(slope: float) -> float:
     return narrow if math.isfinite(narrow) else math.nan
 
 
-def robust_scale(slopes: Sequence[float]) -> float:
-    """Returns 1.4826 times the median |slope| of the finite slopes: their deviation if normal; 0 if there are none."""
+def robust_scale(slopes: Sequence[float], *, quantile: float = 0.5) -> float:
+    """Returns 1.4826 times the median |slope| of the finite slopes: their deviation if normal; 0 if there are none.
+
+    Args:
+      slopes: any.
+      quantile: which one to take instead of the median, in (0, 1); over what it is of standard normal values. A share
+        of huge slopes above 1 - quantile sets the scale, and so does a share of tiny ones above `quantile`.
+    """
     finite = [abs(slope) for slope in slopes if math.isfinite(slope)]
-    return _MEDIAN_TO_DEVIATION * median(finite) if finite else 0.0
+    if not finite or quantile == 0.5:
+        return _MEDIAN_TO_DEVIATION * median(finite) if finite else 0.0
+    return float(np.quantile(finite, quantile)) / NormalDist().inv_cdf((1 + quantile) / 2)
 
 
 def clip_slope(slope: float, *, limit: float) -> float:

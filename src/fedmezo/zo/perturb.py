@@ -203,6 +203,12 @@ def apply_(params: Params, update: Update, *, law: Law) -> None:
       update: weighted walks, or weighted dense deltas; scalar and dense forms of the same walks give the same bits.
       law: the directions' law.
     """
+    if not all(update.weights):  # what counts nothing must not turn a -0 into 0
+        counting = [(part, weight) for part, weight in zip(update.parts, update.weights, strict=True) if weight]
+        if not counting:
+            return
+        parts, weights = zip(*counting, strict=True)
+        update = Update(parts, weights, update.round)
     walks = [part for part in update.parts if isinstance(part, Walk)]
     # Noise is most of the work, and a coefficient of 0 adds +-0 to a sum that began with +0: no bit.
     terms = [[(s, c) for s, c in zip(walk.seeds, walk.coefficients, strict=True) if c] for walk in walks]
