@@ -69,7 +69,7 @@ def across(config: Sequence[str], *, clients: int, out: Path, peaks: dict[str, i
     )
     joined = [
         start(
-            ["client", "--server", f"127.0.0.1:{port}", "--id", str(client), "--certs", str(certs / f"client-{client}"),
+            ["client", "--trust", "--server", f"127.0.0.1:{port}", "--id", str(client), "--certs", str(certs / f"client-{client}"),
              "--state", str(out / f"state-{client}")],
             out / f"client-{client}.log",
         )

@@ -152,7 +152,7 @@ class Cluster:
             *more,
         ]
         name = f"client-{number}-{len(self._started)}"
-        self.clients[number] = self._start(name, ["client", *told, *secure, *data])
+        self.clients[number] = self._start(name, ["client", "--trust", *told, *secure, *data])
         return self.clients[number]
 
     def wait_for_client(self, number: int) -> None:

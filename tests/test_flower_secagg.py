@@ -273,7 +273,7 @@ def config_of(records, **sections):
 
 
 def residents(count=4, **asked):
-    return [build_resident(Asked(client=number, **asked)) for number in range(count)]
+    return [build_resident(Asked(client=number, trusting=True, **asked)) for number in range(count)]
 
 
 def line_of(monkeypatch, clients):
@@ -414,7 +414,7 @@ def test_too_few_clients_end_in_a_sentence_and_the_run_can_go_on(records, tmp_pa
 
 def test_a_client_of_a_secure_run_gives_no_single_walk(records, tmp_path, monkeypatch):
     heard, clients = [], residents()
-    clients[0] = build_resident(Asked(client=0), say=heard.append)
+    clients[0] = build_resident(Asked(client=0, trusting=True), say=heard.append)
     grid, line = line_of(monkeypatch, clients)
     requests = []
 

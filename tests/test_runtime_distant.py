@@ -1,6 +1,7 @@
 """Clients on other machines: a simulation's bits, whatever fails on the way; the network is inside this process."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,8 @@ from fedmezo.runtime.calls import (
 )
 from fedmezo.runtime.journal import Journal
 from fedmezo.runtime.wire import WIRE_VERSION, decode_reply, encode_reply
+from fedmezo.studies.config import parse_config
+from fedmezo.studies.consent import refuse_unasked
 from fedmezo.studies.resident import Asked, build_resident, refuse_strangers
 from fedmezo.studies.run import resume, run
 
@@ -56,7 +59,7 @@ def config_of(records, **sections):
 
 
 def resident(client, **asked_):
-    return build_resident(Asked(client=client, **asked_))
+    return build_resident(Asked(client=client, **{"trusting": True, **asked_}))
 
 
 def line_of(clients=3, **asked_):
@@ -309,7 +312,7 @@ def test_a_damaged_state_is_noticed_and_fetched_anew(records, tmp_path, unbroken
 
 def test_wrong_bits_that_claim_to_be_right_are_noticed_by_the_check(records, tmp_path, unbroken):
     line = line_of()
-    broken = build_resident(Asked(client=1))
+    broken = build_resident(Asked(client=1, trusting=True))
     line.handlers[11] = broken.answer
     with pytest.raises(StopError):
         run(config_of(records), out=tmp_path / "run", line=line, watch=StopAfter(1))
@@ -477,7 +480,7 @@ def test_a_replayed_reply_is_dropped(records, tmp_path):
 
 def test_two_clients_with_one_number(records, tmp_path, unbroken):
     line, heard = line_of(), []
-    line.handlers[13] = build_resident(Asked(client=1), say=heard.append).answer
+    line.handlers[13] = build_resident(Asked(client=1, trusting=True), say=heard.append).answer
     line.online.add(13)
     assert run(config_of(records), out=tmp_path / "run", line=line).digest == unbroken
     assert any("A second client says it is client 1" in text for *_, text in events_of(tmp_path / "run"))
@@ -503,7 +506,7 @@ def test_a_node_that_fails_at_its_greeting_is_asked_again_and_told_of_once(recor
 
 def test_a_number_the_run_does_not_have(records, tmp_path, unbroken):
     line, heard = line_of(), []
-    line.handlers[13] = build_resident(Asked(client=3), say=heard.append).answer
+    line.handlers[13] = build_resident(Asked(client=3, trusting=True), say=heard.append).answer
     line.online.add(13)
     assert run(config_of(records), out=tmp_path / "run", line=line).digest == unbroken
     assert any("clients 0 to 2, got --id 3" in text for text in heard)
@@ -512,7 +515,7 @@ def test_a_number_the_run_does_not_have(records, tmp_path, unbroken):
 def test_another_base_model_is_refused_at_the_handshake(records, tmp_path):
     line = line_of(2)
     heard = []
-    line.handlers[12] = build_resident(Asked(client=2), say=heard.append).answer
+    line.handlers[12] = build_resident(Asked(client=2, trusting=True), say=heard.append).answer
     genuine = line.handlers[12]
 
     def elsewhere(request):
@@ -559,7 +562,7 @@ def test_a_worker_that_forgot_the_run_is_told_again(records, tmp_path, unbroken)
 
 def test_an_error_inside_a_client_is_a_refusal_and_the_client_lives():
     heard = []
-    own = build_resident(Asked(client=0), say=heard.append)
+    own = build_resident(Asked(client=0, trusting=True), say=heard.append)
     assert decode_answer(own.answer(b"\1{")) == Refused(heard[0])
     assert decode_answer(own.answer(encode_request(Walk(bytes(8), b"x")))) == Stranger()
     assert decode_answer(own.answer(encode_request(Notice("hello")))) == Noted()
@@ -604,3 +607,50 @@ def test_a_hello_needs_every_field_of_its_type():
 def test_a_sentence_cannot_order_a_terminal():
     told = decode_answer(b"\5" + b"red \x1b[31m\r\nnext line " + b"x" * 9000)
     assert "\x1b" not in told.text and "\n" not in told.text and len(told.text) <= calls.MAX_SENTENCE
+
+
+# What a server may name on a client's machine
+
+
+def test_a_client_reads_no_file_that_nobody_at_it_has_named(records, tmp_path):
+    config = config_of(records)
+    line = line_of(trusting=False)
+    config = config.model_copy(update={"network": config.network.model_copy(update={"patience": 0.05})})
+    with pytest.raises(RunError):
+        run(config, out=tmp_path / "run", line=line)
+    said = {answer[1:].decode() for _, _, answer in line.log if answer[:1] == b"\5"}
+    (sentence,) = said
+    assert f"names data.path = '{records}' on this machine, which nobody here has confirmed" in sentence
+    assert f"--set data.path={records}, with data of its own by --data, or with --trust" in sentence
+
+
+def test_a_word_of_the_client_s_own_is_enough(records, tmp_path):
+    config = config_of(records)
+    own = line_of(trusting=False, settings=(f"data.path={records}",))
+    named = run(config, out=tmp_path / "named", line=own)
+    assert named.digest == run(config, out=tmp_path / "trusted", line=line_of()).digest
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"model": {"name": "someone/model"}}, "model.name"),
+        ({"model": {"name": "./folder"}}, "model.name"),
+        ({"data": {"name": "someone/data"}}, "data.name"),
+        ({"data": {"path": "${HOME}/.ssh/id_rsa"}}, "data.path"),
+        ({"data": {"eval_path": "/etc/passwd"}}, "data.eval_path"),
+    ],
+)
+def test_what_a_server_names_needs_a_word(section, key):
+    config = parse_config(section)
+    value = section[key.split(".")[0]][key.split(".")[1]]
+    with pytest.raises(ConfigError, match=re.escape(f"names {key} = '{value}'")):
+        refuse_unasked(config, (), own=False)
+    refuse_unasked(config, (f"{key}={value}",), own=False)
+    if key.startswith("data."):
+        refuse_unasked(config, (), own=True)
+
+
+@pytest.mark.parametrize("name", ["builtin:skills", "gsm8k"])
+def test_built_in_things_need_no_word(name):
+    refuse_unasked(parse_config({"model": {"name": "smollm2-135m"}, "data": {"name": name}}), (), own=False)

@@ -40,6 +40,9 @@ def client(
     ] = None,
     port: Port = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads of the walks.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let the server name any model, and any file of this machine as data.")
+    ] = False,
     dry_run: Dry = False,
     quiet: Quiet = False,
 ) -> None:
@@ -58,6 +61,7 @@ def client(
         "settings": [*_own(data), *(settings or ())],
         "own": data is not None,
         "threads": threads,
+        "trusting": trust,
     }
     with _places(state, number, make=not dry_run) as (home, door):
         joining = Joining(at, number, order, tls, home, door, port)

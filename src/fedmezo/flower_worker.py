@@ -1,9 +1,10 @@
 """The process that keeps a client's model and data: `python -m fedmezo.flower_worker`, started by `fedmezo client`.
 
 The first line of its standard input is its order, a JSON object: "socket", the path where it answers, and what makes an
-`Asked` (`studies/resident.py`): "client", "state", "settings", "own", "threads", all but the first with a default. It
-ends when that input does. On its standard output it writes one line, and only if it cannot begin: {"error": class name,
-"text": sentence}. All else goes to standard error; sentences for the person at the client begin with "fedmezo: ".
+`Asked` (`studies/resident.py`): "client", "state", "settings", "own", "threads", "trusting", all but the first with a
+default. It ends when that input does. On its standard output it writes one line, and only if it cannot begin:
+{"error": class name, "text": sentence}. All else goes to standard error; sentences for the person at the client begin
+with "fedmezo: ".
 """
 
 import json
