@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow check lint types layers bench measure clean
+.PHONY: demo test test-slow check lint types layers audit sbom bench measure clean
 
 demo: $(READY)  ## tune a real 135M language model over three clients, about five minutes on two cores
 	$(BIN)/fedmezo run configs/demo.toml
@@ -18,7 +18,7 @@ test: $(READY)  ## the test suite (no network, no GPU)
 test-slow: $(READY)  ## the tests that need minutes or the real 135M model
 	$(BIN)/python -m pytest -m slow
 
-check: lint types layers test  ## everything a change must pass
+check: lint types layers audit test  ## everything a change must pass
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -29,6 +29,12 @@ types: $(READY)
 
 layers: $(READY)
 	$(BIN)/lint-imports
+
+audit: $(READY)  ## known vulnerabilities of the tested set; says SKIPPED where no database of them is reachable
+	$(BIN)/python scripts/audit.py
+
+sbom: $(READY)  ## the bill of materials of a release, dist/sbom.json
+	$(BIN)/python scripts/sbom.py --out dist/sbom.json
 
 bench: $(READY)  ## speed and memory as ratios, measured in one run (about half an hour; `fedmezo bench WHAT` for less)
 	$(BIN)/fedmezo bench

@@ -1,4 +1,4 @@
-"""The bytes of a secure round, per client, by clients and candidates: Flower's protocol inside this process.
+"""The bytes of a secure round, per client, by clients and local steps: Flower's protocol inside this process.
 
 Run: python scripts/secure_bytes.py > docs/results/secure_bytes.jsonl
 
@@ -23,11 +23,11 @@ from fedmezo.runtime.journal import Journal
 from fedmezo.studies.config import load_config
 
 
-def measured(clients: int, pool: int) -> dict[str, float]:
+def measured(clients: int, steps: int) -> dict[str, float]:
     """Returns what a round takes."""
     settings = ["model.name=builtin:tiny", "data.limit=200", "data.eval_examples=5", f"federation.clients={clients}",
-                "federation.rounds=2", "federation.local_steps=8", "federation.pull=pairs", "algorithm.name=fedkseed",
-                f"algorithm.pool={pool}", "algorithm.rate=1e-3", "algorithm.mu=1e-3", "network.secure=true",
+                "federation.rounds=2", f"federation.local_steps={steps}", "federation.pull=pairs", "algorithm.shared=true",
+                "algorithm.rate=1e-4", "algorithm.mu=1e-3", "network.secure=true",
                 "network.secure_clip=50.0", "guard.batches=0", "output.report=false", "output.tensorboard=false"]  # fmt: skip
     answers: list[Callable[[bytes], bytes]] = [build_resident(Asked(client=c)).answer for c in range(clients)]
     shim.ask = lambda path, request, *, patience: answers[int(path.name)](request)
@@ -36,8 +36,8 @@ def measured(clients: int, pool: int) -> dict[str, float]:
         run(load_config(None, settings), out=Path(folder) / "run", line=FlowerLine(grid, ttl=600.0))
         with Journal.open(Path(folder) / "run" / "journal.sqlite", readonly=True) as journal:
             entry = journal.round(1).entries[0]
-    return {"clients": clients, "pool": pool, "up": entry.bytes_up / clients, "down": entry.bytes_down / clients}
+    return {"clients": clients, "steps": steps, "up": entry.bytes_up / clients, "down": entry.bytes_down / clients}
 
 
-for clients, pool in ((3, 64), (4, 64), (4, 1024), (4, 4096), (10, 4096)):
-    print(json.dumps(measured(clients, pool)), flush=True)
+for clients, steps in ((3, 30), (4, 30), (4, 200), (10, 30)):
+    print(json.dumps(measured(clients, steps)), flush=True)

@@ -610,6 +610,21 @@ def test_the_trained_dimension_is_known_while_a_run_goes_on_and_after_it_died(re
     assert kinds(tmp_path / "dead")["rate-high"].numbers["ratio"] == pytest.approx(1 / 0.3 * math.sqrt(3584))
 
 
+# Private runs.
+
+
+def test_a_private_run_says_what_it_has_spent_and_what_makes_that_worth_less(records, tmp_path):
+    private = {"mode": "example", "clip": 0.05, "epsilon": 4.0}
+    study.run(small(records, algorithm={"rate": 2e-3}, privacy=private), out=tmp_path / "kept")
+    found = kinds(tmp_path / "kept")
+    assert found["privacy"].severity == "note" and 3.9 < found["privacy"].numbers["epsilon"] <= 4
+    assert diagnose(tmp_path / "kept").facts["privacy"]["budget"] == 4
+    assert not {"noise-known", "delta-large"} & set(found)
+    loose = {"mode": "example", "clip": 0.05, "sigma": 0.0, "delta": 0.2, "noise_seed": 1}
+    study.run(small(records, algorithm={"rate": 2e-3}, privacy=loose), out=tmp_path / "loose")
+    assert {"privacy", "noise-known", "delta-large"} <= grave(tmp_path / "loose")
+
+
 # The documentation.
 
 

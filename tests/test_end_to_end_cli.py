@@ -93,6 +93,7 @@ def test_every_verb_prints_one_json_object(toml, tmp_path, capfd, monkeypatch):
     assert (ran["run_dir"], ran["rounds"]) == (folder, 4)
     assert {"loss", "tokens", "examples"} <= set(told("eval", folder, "--round", "2"))
     verified = told("verify", folder)
+    assert len(verified.pop("seal")) == 64
     assert verified == {"ok": True, "digest": ran["digest"], "rounds": 4, "compared": 2, "run_dir": folder}
     assert Path(told("export", folder)["path"]).is_dir()
     assert Path(told("export", folder, "--to", "merged", "--round", "1")["path"]).name == "merged-round-1"

@@ -201,15 +201,17 @@ def test_client_rates_and_guards_scale_the_rate():
 
 
 def test_weightings():
+    tasks = fedmezo(replace(SETTINGS, steps=1), seed=1, cohort=2).plan(State(), (0, 1))
     replies = [Reply(0, c, examples=n, loss=1.0, slopes=(0.0,)) for c, n in ((0, 1), (1, 3))]
-    assert uniform_weights(replies) == [0.5, 0.5]
-    assert sample_weights(replies) == [0.25, 0.75]
-    assert dataset_weights({0: 10, 1: 30})(replies) == [0.25, 0.75]
+    pairs = list(zip(tasks, replies, strict=True))
+    assert uniform_weights(pairs) == [0.5, 0.5]
+    assert sample_weights(pairs) == [0.25, 0.75]
+    assert dataset_weights({0: 10, 1: 30})(pairs) == [0.25, 0.75]
     assert weighting("samples", {}) is sample_weights
     with pytest.raises(ConfigError, match=r"federation\.weighting"):
         weighting("median", {})
     with pytest.raises(RunError, match="single example"):
-        sample_weights([replace(r, examples=0) for r in replies])
+        sample_weights([(task, replace(reply, examples=0)) for task, reply in pairs])
 
 
 def test_weights_reach_the_update():

@@ -18,7 +18,7 @@ from tiny_runs import Notes, StopAfter, StopError, small, write_records
 
 from fedmezo import flower_client
 from fedmezo.errors import ConfigError, RunError
-from fedmezo.fl.sweep import SUM
+from fedmezo.fl.whole import WHOLE
 from fedmezo.runtime import secure
 from fedmezo.runtime.calls import Addend, Behind, Refused, Share, encode_answer, encode_request
 from fedmezo.runtime.flower import secagg, shim
@@ -263,7 +263,7 @@ def records(tmp_path_factory):
 def config_of(records, **sections):
     plain = {
         "federation": {"clients": 4, "rounds": 3, "local_steps": 8, "batch_size": 2, "pull": "pairs"},
-        "algorithm": {"name": "fedkseed", "pool": 64, "rate": 1e-2, "mu": 1e-3},
+        "algorithm": {"name": "fedkseed", "pool": 64, "rate": 2e-3, "mu": 1e-3, "shared": True},
         "network": {"secure": True, "secure_clip": 50.0, "deadline": 0.5, "patience": 2.0},
         "guard": {"batches": 0},
         "runtime": {"lanes": 2, "threads": 1},
@@ -286,26 +286,27 @@ def rounds_of(folder):
         return list(journal.rounds())
 
 
-def test_a_secure_run_is_the_clear_sums_up_to_quantisation(records, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["fedmezo", "fedkseed"])
+def test_a_secure_run_is_the_clear_sums_up_to_quantisation(name, records, tmp_path, monkeypatch):
     grid, line = line_of(monkeypatch, residents())
-    hidden = run(config_of(records), out=tmp_path / "hidden", line=line)
-    clear = run(config_of(records), out=tmp_path / "clear")
-    plain = run(config_of(records, network={"secure": False}, algorithm={"clip": "none"}), out=tmp_path / "plain")
+    hidden = run(config_of(records, algorithm={"name": name}), out=tmp_path / "hidden", line=line)
+    clear = run(config_of(records, algorithm={"name": name}), out=tmp_path / "clear")
+    open_ = config_of(records, network={"secure": False}, algorithm={"name": name, "clip_at": 50.0})
+    plain = run(open_, out=tmp_path / "plain")
     start, end = hidden.eval["start"]["loss"], hidden.eval["end"]["loss"]
     assert end < start - 0.3
     assert end == pytest.approx(clear.eval["end"]["loss"], abs=5e-3)
     assert end == pytest.approx(plain.eval["end"]["loss"], abs=5e-2)  # an 11-bit mean of 11-bit coefficients
     assert hidden.forwards == clear.forwards == plain.forwards
     for one, other in zip(rounds_of(tmp_path / "hidden"), rounds_of(tmp_path / "clear"), strict=True):
-        assert one.loss == pytest.approx(other.loss, abs=5e-3) and one.rate == other.rate == 1e-2
+        assert one.loss == pytest.approx(other.loss, abs=5e-3) and one.rate == other.rate == 2e-3
         assert len(one.entries) == 1 and one.entries[0].walks == 4
         assert ("summed", "clients 0, 1, 2, 3") in one.events
         assert {kind for kind, _ in one.news} <= {"network"}
     for folder in ("hidden", "clear"):
         assert verify(tmp_path / folder)["rounds"] == 3
     assert {stage_of(message) for _, message in grid.requests} == {None, *STAGES}
-    sent = sum(4 * 65 for _ in range(4))
-    assert hidden.bytes["up_per_client_round"] > sent / 4 and hidden.bytes["down_per_client_round"] > 64 * 4
+    assert hidden.bytes["up_per_client_round"] > 8 * 9 and hidden.bytes["down_per_client_round"] > 4 * 8
 
 
 @pytest.mark.parametrize("pull", ["sums", "dense"])
@@ -430,11 +431,12 @@ def test_a_client_of_a_secure_run_gives_no_single_walk(records, tmp_path, monkey
 
 def test_the_bytes_of_a_secure_round(records, tmp_path, monkeypatch):
     _, line = line_of(monkeypatch, residents())
-    run(config_of(records, algorithm={"pool": 4096}, federation={"rounds": 2}), out=tmp_path / "run", line=line)
+    many = config_of(records, algorithm={"pool": 4096}, federation={"rounds": 2, "local_steps": 200})
+    run(many, out=tmp_path / "run", line=line)
     last = rounds_of(tmp_path / "run")[-1].entries[0]
     up, down = last.bytes_up / 4, last.bytes_down / 4
-    assert 8 * 4097 < up < 8 * 4097 + 3000  # a masked number has 8 bytes
-    assert 4 * 4096 < down < 4 * 4096 + 5000  # the last round's sum, by pairs
+    assert 8 * 201 < up < 8 * 201 + 3000  # a masked number has 8 bytes
+    assert 4 * 200 < down < 4 * 200 + 5000  # the last round's sum, by pairs
 
 
 def test_doctor_and_report_know_only_what_the_sums_say(records, tmp_path):
@@ -447,10 +449,10 @@ def test_doctor_and_report_know_only_what_the_sums_say(records, tmp_path):
     assert {finding.kind for finding in found.findings} == {"judged"}
     for report in told.reports:
         assert list(report.clients) == [0, 1, 2, 3]
-        assert all(math.isnan(seen["loss"]) and seen["rate"] == 1e-2 for seen in report.clients.values())
+        assert all(math.isnan(seen["loss"]) and seen["rate"] == 2e-3 for seen in report.clients.values())
         assert sum(seen["bytes_up"] for seen in report.clients.values()) == report.bytes_up
     page = (tmp_path / "run" / "report.html").read_text()
-    assert f"client {SUM}" not in page and f">{SUM}<" not in page
+    assert f"client {WHOLE}" not in page and f">{WHOLE}<" not in page
 
 
 @pytest.mark.slow
@@ -460,7 +462,7 @@ def test_three_clients_over_flower_hide_in_their_sum(tmp_path):
         "model.name=builtin:tiny", "adapter.rank=2", "adapter.alpha=4", "data.max_tokens=32", "data.eval_examples=8",
         "data.template={instruction} {input} is", f"data.path={write_records(tmp_path)}", "federation.clients=3",
         "federation.rounds=3", "federation.local_steps=8", "federation.batch_size=2", "algorithm.name=fedkseed",
-        "algorithm.pool=64", "algorithm.rate=1e-2", "algorithm.mu=1e-3", "network.secure=true",
+        "algorithm.pool=64", "algorithm.rate=2e-3", "algorithm.mu=1e-3", "algorithm.shared=true", "network.secure=true",
         "network.secure_clip=50", "guard.batches=0", "eval.examples=8", "runtime.lanes=2", "runtime.threads=1",
         "output.report=false", "output.tensorboard=false", "federation.pull=pairs",
     ]  # fmt: skip
@@ -470,7 +472,7 @@ def test_three_clients_over_flower_hide_in_their_sum(tmp_path):
     clear = run(load_config(None, told), out=tmp_path / "clear")
     assert summary["eval"]["end"]["loss"] == pytest.approx(clear.eval["end"]["loss"], abs=5e-3)
     assert summary["eval"]["end"]["loss"] < summary["eval"]["start"]["loss"] - 0.3
-    assert [(one.entries[0].task.client, one.entries[0].walks) for one in done] == [(SUM, 3)] * 3
+    assert [(one.entries[0].task.client, one.entries[0].walks) for one in done] == [(WHOLE, 3)] * 3
     assert verify(tmp_path / "run")["digest"] == summary["digest"]
     for client in cluster.clients.values():
         assert len(re.findall(r"Round \d: loss", client.said())) == 3
@@ -483,7 +485,7 @@ def test_three_clients_over_flower_hide_in_their_sum(tmp_path):
     ("sections", "sentence"),
     [
         ({"network": {"secure_clip": None}}, "network.secure_clip: network.secure = true needs a number, got none: "),
-        ({"algorithm": {"name": "fedmezo"}}, 'algorithm.name: network.secure = true needs "fedkseed", got "fedmezo": '),
+        ({"algorithm": {"shared": False}}, "algorithm.shared: network.secure = true needs true, got False: "),
         ({"algorithm": {"name": "fedkseed-pro"}}, 'algorithm.name: .* got "fedkseed-pro": '),
         ({"algorithm": {"directions": 2}}, "algorithm.directions: network.secure = true needs 1, got 2: "),
         ({"algorithm": {"momentum": 0.5}}, "algorithm.momentum: network.secure = true needs 0, got 0.5: "),
@@ -498,7 +500,7 @@ def test_three_clients_over_flower_hide_in_their_sum(tmp_path):
     ids=str,
 )
 def test_what_a_secure_run_cannot_have_is_refused_in_a_sentence(sections, sentence):
-    given = {"network": {"secure": True, "secure_clip": 9.0}, "algorithm": {"name": "fedkseed"}}
+    given = {"network": {"secure": True, "secure_clip": 9.0}, "algorithm": {"name": "fedkseed", "shared": True}}
     merged = {name: given.get(name, {}) | sections.get(name, {}) for name in {**given, **sections}}
     with pytest.raises(ConfigError, match=sentence) as raised:
         parse_config(merged)
@@ -508,9 +510,10 @@ def test_what_a_secure_run_cannot_have_is_refused_in_a_sentence(sections, senten
 
 def test_the_limit_of_a_secure_run_decides_its_result():
     told = [{"secure": True, "secure_clip": 9.0}, {"secure": True, "secure_clip": 8.0}, {"secure": False}]
-    configs = [parse_config({"algorithm": {"name": "fedkseed"}, "network": network}) for network in told]
+    pooled = {"name": "fedkseed", "shared": True}
+    configs = [parse_config({"algorithm": pooled, "network": network}) for network in told]
     assert len({config.digest() for config in configs}) == 3
-    assert configs[2].digest() == parse_config({"algorithm": {"name": "fedkseed"}}).digest()
+    assert configs[2].digest() == parse_config({"algorithm": pooled}).digest()
 
 
 def test_a_way_that_takes_no_secret_sums_is_refused(records, tmp_path):

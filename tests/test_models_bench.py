@@ -264,3 +264,39 @@ def test_points_of_one_setting_share_a_lane(monkeypatch):
     together = bench.losses(points)
     assert seen == [3]
     assert together == pytest.approx([bench.losses([point])[0] for point in points], rel=1e-6)
+
+
+class Drawable:
+    """Batches of two answers; a draw of b"0" is empty, any other one is of as many examples as its first byte says."""
+
+    def __call__(self, client, round, step):
+        return answers(2, seed=client + step)
+
+    def drawn(self, client, draw):
+        return answers(5, seed=client)[: int(draw[:1])]
+
+
+def test_each_example_has_the_loss_it_has_alone():
+    bench = bench_of(batches=Drawable())
+    points = [point(bench, draw=b"3", offset=offset, client=client) for client in (0, 1) for offset in (1e-3, -1e-3)]
+    found = bench.each(points)
+    assert [len(losses) for losses in found] == [3] * 4
+    for at, example in enumerate(answers(5, seed=1)[:3]):
+        alone = bench_of(batches=lambda client, round, step, example=example: [example])
+        pair = [point(alone, offset=offset, client=1) for offset in (1e-3, -1e-3)]
+        assert alone.losses(pair) == [found[2][at], found[3][at]]
+
+
+def test_no_bit_of_an_examples_loss_depends_on_who_else_is_in_the_sample():
+    bench = bench_of("qwen2", batches=Drawable())
+    few, many = (
+        bench.each([point(bench, draw=draw, offset=offset) for offset in (1e-3, -1e-3)]) for draw in (b"2", b"5")
+    )
+    assert [losses[:2] for losses in many] == few
+
+
+def test_an_empty_sample_has_no_losses_and_looks_like_any_other_in_the_counts():
+    bench = bench_of(batches=Drawable())
+    assert bench.each([point(bench, draw=b"0"), point(bench, draw=b"2")])[0] == []
+    assert (bench.forwards, bench.tokens) == (2, 0)
+    assert len(bench.each([point(bench)])[0]) == 2  # without a draw: the batch of the round and the step

@@ -121,7 +121,7 @@ def test_the_readmes_tables_are_those_of_the_raw_results():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["family", "many_small_machines", "personal"])
+@pytest.mark.parametrize("name", ["family", "many_small_machines", "personal", "private"])
 def test_examples_end_lower_than_they_began(name):
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / f"{name}.py")], capture_output=True, text=True, check=True

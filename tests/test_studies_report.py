@@ -80,6 +80,7 @@ def a_round(at, *, cohort, draw, broken=False, steps=5, limit=math.inf):
         tokens=200 * steps * len(cohort),
         digest=f"{at:064x}",
         evaluations={},
+        events=(),
         news=(
             ("skipped", f"{steps} directions skipped: a loss was not finite"),
             ("surge", f"training loss surged {EVIL}"),

@@ -20,7 +20,7 @@ from fedmezo.studies.run import Summary, evaluate, export, resume, rollback, run
 
 KEYS = [
     "run_dir", "rounds", "clients", "dim", "mu", "rate", "eval", "bytes", "forwards", "looks", "taken_back",
-    "tokens", "seconds", "peak_rss_mb", "skipped_steps", "digest",
+    "tokens", "seconds", "peak_rss_mb", "skipped_steps", "digest", "privacy",
 ]  # fmt: skip
 BYTES = ["up_per_client_round", "down_per_client_round", "up_total", "down_total"]
 HOT = {"algorithm": {"rate": 2e-2}}  # moves the model far enough that every round shows in the loss
@@ -106,7 +106,7 @@ def test_a_summary_counts_what_was_done(finished):
 def test_a_run_leaves_its_files(finished):
     folder, summary = finished
     names = {path.name for path in folder.iterdir()} - {"journal.sqlite.lock"}
-    kept = {"journal.sqlite", "config.toml", "data.sha256", "start.json", "summary.json"}
+    kept = {"journal.sqlite", "config.toml", "data.sha256", "start.json", "summary.json", "MANIFEST.json"}
     assert names == kept | {"adapter", "report.html", "tensorboard"}
     kept = json.loads((folder / "summary.json").read_text())
     split = kept.pop("split")
@@ -237,6 +237,7 @@ def test_a_run_whose_loss_is_not_finite_ends_and_says_so(data, tmp_path):
 
 def test_verify_compares_every_digest(finished, digest):
     told = verify(finished[0])
+    assert len(str(told.pop("seal"))) == 64
     assert told == {"ok": True, "digest": digest, "rounds": 4, "compared": 2, "run_dir": str(finished[0])}
 
 

@@ -39,6 +39,9 @@ class ToyBench:
             lane_(moved[name], tensor, name=name, seed=point.seed, offset=point.offset, law=self.law)
         return self._loss(moved, point.client, point.round, point.step)
 
+    def each(self, points: Sequence[Point]) -> list[list[float]]:
+        return [[loss] for loss in self.losses(points)]
+
     def examples(self, client: int, round: int, step: int) -> int:
         return self._batch
 

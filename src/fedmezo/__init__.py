@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from fedmezo.fl.fedavg import fedavg
     from fedmezo.fl.fedkseed import Pool, fedkseed
     from fedmezo.fl.fedmezo import Settings, fedmezo
+    from fedmezo.fl.privacy import Noise, with_central_privacy, with_client_privacy, with_example_privacy
     from fedmezo.fl.rates import Personal, with_personal_rates
+    from fedmezo.fl.robust import with_robust_mean
     from fedmezo.models.load import fetch, load_model
     from fedmezo.runtime.journal import Journal
     from fedmezo.runtime.line import Line, Parcel, Returned
@@ -39,6 +41,7 @@ _HOMES = {
     "Config": "fedmezo.studies.config",
     "Journal": "fedmezo.runtime.journal",
     "Line": "fedmezo.runtime.line",
+    "Noise": "fedmezo.fl.privacy",
     "Parcel": "fedmezo.runtime.line",
     "Personal": "fedmezo.fl.rates",
     "Pool": "fedmezo.fl.fedkseed",
@@ -63,7 +66,11 @@ _HOMES = {
     "run": "fedmezo.studies.run",
     "simulate": "fedmezo.runtime.simulate",
     "verify": "fedmezo.studies.uses",
+    "with_central_privacy": "fedmezo.fl.privacy",
+    "with_client_privacy": "fedmezo.fl.privacy",
+    "with_example_privacy": "fedmezo.fl.privacy",
     "with_personal_rates": "fedmezo.fl.rates",
+    "with_robust_mean": "fedmezo.fl.robust",
 }
 
 __all__ = [
@@ -72,6 +79,7 @@ __all__ = [
     "FedMeZOError",
     "Journal",
     "Line",
+    "Noise",
     "Parcel",
     "Personal",
     "Pool",
@@ -97,7 +105,11 @@ __all__ = [
     "run",
     "simulate",
     "verify",
+    "with_central_privacy",
+    "with_client_privacy",
+    "with_example_privacy",
     "with_personal_rates",
+    "with_robust_mean",
 ]
 
 

@@ -62,8 +62,11 @@ def export(
     show({"path": path, "to": to.value}, as_json=as_json)
 
 
-def verify(*, folder: Folder, as_json: Json = False) -> None:
-    """Rebuild the model from the journal and compare it with the digests recorded; exit code 1 when they differ."""
+def verify(*, folder: Annotated[Path, typer.Argument(metavar="DIR|ADAPTER")], as_json: Json = False) -> None:
+    """Compare every byte with the folder's seal, and the model rebuilt from a run's journal with the digests recorded.
+
+    Exit code 1 when one bit has changed.
+    """
     with aside():
         from fedmezo.studies import run as study
 
@@ -95,9 +98,11 @@ def report(*, folder: Folder, as_json: Json = False) -> None:
     known = folder / "summary.json"
     with aside():
         from fedmezo.studies.report import write_report
+        from fedmezo.studies.seal import renew
 
         summary = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else None
         path = write_report(journal, out=folder / "report.html", summary=summary, split=(summary or {}).get("split"))
+        renew(folder, path.name)
     show({"path": path}, as_json=as_json)
 
 

@@ -7,6 +7,7 @@
     ├── NoiseError     the noise backend disagrees with the contract    (exit code 1)
     ├── WireError      bytes that are not a valid message               (exit code 1)
     ├── JournalError   a journal that is damaged, foreign or unwritable (exit code 1)
+    │   └── SealError  a file that is not what it was when it was sealed
     ├── RunError       a run that cannot go on                          (exit code 1)
     └── StoppedError   the user stopped a verb                          (exit code 130)
 
@@ -48,6 +49,10 @@ class WireError(FedMeZOError):
 
 class JournalError(FedMeZOError):
     """A journal that is damaged, belongs to something else, or cannot be written."""
+
+
+class SealError(JournalError):
+    """A file that is not what it was when its folder was sealed."""
 
 
 class RunError(FedMeZOError):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from fedmezo.data.prompt import Example
 from fedmezo.data.split import shuffled
 from fedmezo.errors import DataError
+from fedmezo.fl.secret import drawn
 
 __all__ = ["Batches"]
 
@@ -69,6 +70,21 @@ class Batches:
             raise DataError(f"round: expected 0 or more, got {round}.")
         first = (round * self.local_steps + step) * self.batch_size
         return tuple(self._at(client, position) for position in range(first, first + self.batch_size))
+
+    def drawn(self, client: int, draw: bytes) -> tuple[Example, ...]:
+        """Returns a Poisson sample: each of the client's examples with probability batch_size / size; it may be empty.
+
+        Args:
+          client: one that has examples here.
+          draw: the sample's name; a secret one hides who is in it.
+
+        Raises:
+          DataError: no such client.
+        """
+        if client not in self._parts:
+            raise DataError(f"client: expected one of the {self.clients} that have data here, got {client}.")
+        part = self._parts[client]
+        return tuple(part[at] for at in drawn(draw, len(part), rate=self.batch_size / len(part)))
 
     @property
     def clients(self) -> int:

@@ -2,17 +2,22 @@
 
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from fedmezo.errors import DataError
 
 __all__ = ["SUFFIXES", "Row", "data_files", "read_rows", "stem"]
 
 Row = dict[str, object]
+
+# What a packed file may hold unpacked: this, and so many times its size. Text packs to a tenth, a bomb to a thousandth.
+_ROOM, _TIMES = 64 << 20, 100
+_CELLS = 1 << 20  # values of a parquet file, in the same way: a value can take no bytes at all
 
 
 def data_files(path: Path) -> list[Path]:
@@ -64,14 +69,40 @@ def _suffix(path: Path) -> str:
 def _open(path: Path, *, newline: str | None = None) -> TextIO:
     # utf-8-sig: spreadsheets put a byte order mark in front, which would join the first column's name.
     if path.name.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
+        return io.TextIOWrapper(io.BufferedReader(_Unpacked(path)), encoding="utf-8-sig", newline=newline)
     return path.open(encoding="utf-8-sig", newline=newline)
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed file as it is unpacked, up to what may be in one of its size."""
+
+    _file: Any = None
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._left = path, _ROOM + _TIMES * path.stat().st_size
+        self._file = gzip.open(path)  # noqa: SIM115
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any, /) -> int:
+        size = self._file.readinto(room)
+        self._left -= size
+        if self._left < 0:
+            raise DataError(f"{self._path}: unpacks to more than {_TIMES} times its size; unpack it yourself.")
+        return size
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
 
 
 def _parse(text: str, *, path: Path, line: int) -> object:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    # A number of more than 4,300 digits is a ValueError of no other kind.
+    except (ValueError, RecursionError) as error:
         number = line + getattr(error, "lineno", 1) - 1
         raise DataError(f"{path}, line {number}: bad JSON ({error}); correct that line.") from error
 
@@ -124,10 +155,22 @@ def _parquet(path: Path) -> list[Row]:
     except ImportError as error:
         raise DataError(f"{path}: needs the package 'pyarrow'; install it or convert to jsonl.") from error
     try:
-        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _check_size(file.metadata, path)
+            rows: list[Row] = file.read().to_pylist()
+    # A date beyond the year 9999 or text that is none shows when it is made a value of Python's.
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path}: not a readable parquet file ({error}); fetch or write it again.") from error
     return rows
+
+
+def _check_size(told: Any, path: Path) -> None:
+    """Raises DataError when a parquet file says that it holds more than a file of its size may."""
+    size = path.stat().st_size
+    there = sum(max(0, told.row_group(at).total_byte_size) for at in range(told.num_row_groups))
+    cells = told.num_rows * max(1, told.num_columns)
+    if there > _ROOM + _TIMES * size or cells > _CELLS + _TIMES * size:
+        raise DataError(f"{path}: {size:,} bytes that hold {cells:,} values or {there:,} bytes; convert it to jsonl.")
 
 
 SUFFIXES: dict[str, Callable[[Path], list[Row]]] = {

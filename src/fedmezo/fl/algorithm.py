@@ -26,9 +26,9 @@ MAX_SLOPES = 1 << 24
 MAX_ODDS = (1 << 16) - 1  # the largest of `Task.odds`
 
 
-def _require(good: bool, sentence: str) -> None:  # noqa: FBT001
+def _require(good: bool, sentence: str, *values: object) -> None:  # noqa: FBT001
     if not good:
-        raise RunError(sentence)
+        raise RunError(sentence.format(*values))  # which takes longer than all the checks of a task
 
 
 @lru_cache(maxsize=4)
@@ -62,8 +62,6 @@ class Task:
       momentum: share of the step before that is repeated, in [0, 1); starts anew with every task.
       method: "walk" takes forward passes only; "sgd" and "adamw" descend by backpropagation.
       weight_decay: share of the parameters taken off per unit of rate; backpropagation only.
-      sweep: direction j is candidate j of the pool, in order, instead of a draw; so a reply's slopes are any sum over
-        the pool (`sweep.py`). Nobody walks it.
       shared: all clients of a round have the same directions, so that their slopes can be compared one by one; the
         client's number names none of them.
 
@@ -91,43 +89,41 @@ class Task:
     momentum: float = 0.0
     method: Method = "walk"
     weight_decay: float = 0.0
-    sweep: bool = False
     shared: bool = False
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        _require(0 <= self.round < 2**32, f"Task.round must be in [0, 2**32), got {self.round}.")
-        _require(0 <= self.client < 2**32, f"Task.client must be in [0, 2**32), got {self.client}.")
-        _require(0 <= self.seed < 2**64, f"Task.seed must be in [0, 2**64), got {self.seed}.")
-        _require(math.isfinite(self.rate) and self.rate >= 0, f"Task.rate must be finite and >= 0, got {self.rate}.")
-        _require(math.isfinite(self.mu) and self.mu > 0, f"Task.mu must be finite and > 0, got {self.mu}.")
+        _require(0 <= self.round < 2**32, "Task.round must be in [0, 2**32), got {}.", self.round)
+        _require(0 <= self.client < 2**32, "Task.client must be in [0, 2**32), got {}.", self.client)
+        _require(0 <= self.seed < 2**64, "Task.seed must be in [0, 2**64), got {}.", self.seed)
+        _require(math.isfinite(self.rate) and self.rate >= 0, "Task.rate must be finite and >= 0, got {}.", self.rate)
+        _require(math.isfinite(self.mu) and self.mu > 0, "Task.mu must be finite and > 0, got {}.", self.mu)
         _require(self.steps >= 1 and self.directions >= 1, "Task.steps and Task.directions must be at least 1.")
         _require(self.steps * self.directions <= MAX_SLOPES, "Task: steps * directions must be at most 2**24.")
-        _require(self.clip >= 0, f"Task.clip must be >= 0 or inf, got {self.clip}.")
-        _require(math.isfinite(self.multiple) and self.multiple > 0, f"Task.multiple must be > 0, got {self.multiple}.")
-        _require(self.law in ("gaussian", "rademacher"), f"Task.law must be gaussian or rademacher, got {self.law!r}.")
+        _require(self.clip >= 0, "Task.clip must be >= 0 or inf, got {}.", self.clip)
+        _require(
+            math.isfinite(self.multiple) and self.multiple > 0, "Task.multiple must be > 0, got {}.", self.multiple
+        )
+        _require(self.law in ("gaussian", "rademacher"), "Task.law must be gaussian or rademacher, got {!r}.", self.law)
         known = ("two-point", "forward", "forward-half")
-        _require(self.estimator in known, f"Task.estimator must be one of {known}, got {self.estimator!r}.")
+        _require(self.estimator in known, "Task.estimator must be one of {}, got {!r}.", known, self.estimator)
         self._check_options()
 
     def _check_options(self) -> None:
-        _require(0 <= self.pool < 2**32, f"Task.pool must be in [0, 2**32), got {self.pool}.")
+        _require(0 <= self.pool < 2**32, "Task.pool must be in [0, 2**32), got {}.", self.pool)
         if self.odds:
-            _require(len(self.odds) == self.pool, f"Task.odds must hold {self.pool} numbers, got {len(self.odds)}.")
+            _require(len(self.odds) == self.pool, "Task.odds must hold {} numbers, got {}.", self.pool, len(self.odds))
             least, most = _ends(self.odds)
-            _require(least >= 1 and most <= MAX_ODDS, f"Task.odds must be in [1, {MAX_ODDS}], got {least} to {most}.")
-        _require(self.coding in CODINGS, f"Task.coding must be one of {CODINGS}, got {self.coding!r}.")
+            _require(
+                least >= 1 and most <= MAX_ODDS, "Task.odds must be in [1, {}], got {} to {}.", MAX_ODDS, least, most
+            )
+        _require(self.coding in CODINGS, "Task.coding must be one of {}, got {!r}.", CODINGS, self.coding)
         _require(not self.normalise or self.directions > 1, "Task.normalise needs at least 2 directions per step.")
-        _require(0 <= self.momentum < 1, f"Task.momentum must be in [0, 1), got {self.momentum}.")
-        _require(self.method in METHODS, f"Task.method must be one of {METHODS}, got {self.method!r}.")
+        _require(0 <= self.momentum < 1, "Task.momentum must be in [0, 1), got {}.", self.momentum)
+        _require(self.method in METHODS, "Task.method must be one of {}, got {!r}.", METHODS, self.method)
         decay = self.weight_decay
-        _require(math.isfinite(decay) and decay >= 0, f"Task.weight_decay must be finite and >= 0, got {decay}.")
+        _require(math.isfinite(decay) and decay >= 0, "Task.weight_decay must be finite and >= 0, got {}.", decay)
         _require(not decay or self.method != "walk", "Task.weight_decay is for backpropagation only.")
-        if self.sweep:
-            plain = self.method == "walk" and self.directions == 1 and self.clip > 0
-            plain &= not (self.odds or self.momentum or self.shared)
-            _require(self.pool >= 1 and plain, "Task.sweep is for plain walks over a pool, one direction a step.")
-            _require(self.steps == self.pool, f"Task.sweep needs {self.pool} steps, its pool's, got {self.steps}.")
 
     @property
     def slopes(self) -> int:
@@ -160,14 +156,14 @@ class Reply:
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        _require(0 <= self.round < 2**32, f"Reply.round must be in [0, 2**32), got {self.round}.")
-        _require(0 <= self.client < 2**32, f"Reply.client must be in [0, 2**32), got {self.client}.")
-        _require(0 <= self.examples < 2**32, f"Reply.examples must be in [0, 2**32), got {self.examples}.")
+        _require(0 <= self.round < 2**32, "Reply.round must be in [0, 2**32), got {}.", self.round)
+        _require(0 <= self.client < 2**32, "Reply.client must be in [0, 2**32), got {}.", self.client)
+        _require(0 <= self.examples < 2**32, "Reply.examples must be in [0, 2**32), got {}.", self.examples)
         _require(not any(map(math.isinf, self.slopes)), "Reply.slopes must be finite, or nan for a skipped step.")
         _require(
-            len(self.slopes) <= MAX_SLOPES, f"Reply.slopes must hold at most 2**24 values, got {len(self.slopes)}."
+            len(self.slopes) <= MAX_SLOPES, "Reply.slopes must hold at most 2**24 values, got {}.", len(self.slopes)
         )
-        _require(self.coding in CODINGS, f"Reply.coding must be one of {CODINGS}, got {self.coding!r}.")
+        _require(self.coding in CODINGS, "Reply.coding must be one of {}, got {!r}.", CODINGS, self.coding)
 
     @property
     def skipped(self) -> int:

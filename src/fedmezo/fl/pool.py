@@ -49,12 +49,6 @@ class Directions:
 
 
 @lru_cache(maxsize=4)
-def _sweep(seed: int, pool: int) -> Directions:
-    places = tuple(range(pool))
-    return Directions(tuple(pool_seed(seed, place) for place in places), places)
-
-
-@lru_cache(maxsize=4)
 def _edges(odds: tuple[int, ...]) -> NDArray[np.int64]:
     """Returns where each candidate's share of the draws ends."""
     return np.cumsum(np.array(odds, np.int64))
@@ -64,10 +58,8 @@ def directions_of(task: Task) -> Directions:
     """Returns the directions a task names.
 
     Source: section 3 of FedKSeed (arXiv:2312.06353) for the pool; a draw uses 64 random bits and is off the given odds
-    by less than 2**-40. A sweep has every candidate once, in order.
+    by less than 2**-40.
     """
-    if task.sweep:
-        return _sweep(task.seed, task.pool)
     steps = list(product(range(task.steps), range(task.directions)))
     if not task.pool:
         return Directions(tuple(direction_seed(task, step, n) for step, n in steps))

@@ -19,20 +19,23 @@ __all__ = ["WHOLE", "is_whole", "own", "whole"]
 WHOLE = 2**32 - 1  # the client that stands for all
 
 
-def whole(task: Task, coefficients: Sequence[float], *, loss: float = math.nan) -> tuple[Task, Reply]:
+def whole(
+    task: Task, coefficients: Sequence[float], *, loss: float = math.nan, examples: int = 0
+) -> tuple[Task, Reply]:
     """Returns the walk with these coefficients, in the order of the task's directions, as a task and a reply of nobody.
 
     Args:
       task: that of any client of the round; its directions must be shared.
       coefficients: how far to go along each of its directions; rounded to float32 here and to 11 bits when walked.
       loss: what stands for the clients' training losses, nats; nan where they are unknown.
+      examples: clients it was made of, where nobody has replies of theirs; 0 where these are beside it.
     """
     nobodys = replace(
         task, client=WHOLE, rate=1.0, clip=math.inf, momentum=0.0, normalise=False, importance=False, coding="float32",
         dense=False,
     )  # fmt: skip
     slopes = np.float32(-task.directions) * np.array(coefficients, np.float32)
-    return nobodys, Reply(task.round, WHOLE, 0, loss, tuple(slopes.astype(np.float64).tolist()))
+    return nobodys, Reply(task.round, WHOLE, examples, loss, tuple(slopes.astype(np.float64).tolist()))
 
 
 def is_whole(one: Task | Reply) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmezo.errors import ModelError
+from fedmezo.models.patterns import refuse_endless
 from fedmezo.models.read import quiet
 from fedmezo.zo.noise import derive_seed, uniform
 from fedmezo.zo.params import Params
@@ -132,6 +133,7 @@ def lora_adapter(model: PreTrainedModel, config: LoraConfig) -> Adapter:
       ModelError: a setting we do not honour, no target found, or a target that is no linear module.
     """
     _refuse_unknown(config)
+    refuse_endless(config)
     from peft import get_peft_model, get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
@@ -139,7 +141,7 @@ def lora_adapter(model: PreTrainedModel, config: LoraConfig) -> Adapter:
         with torch.device("meta"), quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             twin = get_peft_model(type(model)(copy.deepcopy(model.config)), copy.deepcopy(config))  # type: ignore[arg-type]
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:
         raise ModelError(f"PEFT cannot put LoRA into {type(model).__name__}: {error}") from error
     layers = {name: module for name, module in twin.named_modules() if isinstance(module, LoraLayer)}
     sites, shapes = [], {}
@@ -221,6 +223,9 @@ def save_adapter(folder: Path, params: Params, *, adapter: Adapter, base: str) -
     config = copy.deepcopy(adapter.config)
     config.base_model_name_or_path, config.inference_mode = base, True
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, SETTINGS):
+        if (folder / name).is_symlink():
+            (folder / name).unlink()  # what it leads to is not ours to write
     config.save_pretrained(str(folder))
     save_file({name: tensor.detach().cpu() for name, tensor in params}, folder / WEIGHTS, metadata={"format": "pt"})
 
@@ -240,7 +245,6 @@ def load_adapter(folder: Path, model: PreTrainedModel) -> tuple[Adapter, Params]
       ModelError: the folder holds no such adapter, or one for another model.
     """
     from peft import LoraConfig
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not (folder / SETTINGS).is_file() or not (folder / WEIGHTS).is_file():
@@ -248,7 +252,7 @@ def load_adapter(folder: Path, model: PreTrainedModel) -> tuple[Adapter, Params]
     try:
         config: Any = LoraConfig.from_pretrained(str(folder))
         tensors = load_file(folder / WEIGHTS)
-    except (ValueError, TypeError, SafetensorError) as error:
+    except Exception as error:  # PEFT believes what it reads, so it raises anything
         raise ModelError(f"Cannot read the adapter in {folder}: {error}") from error
     # How it was initialised and its dropout no longer matter: the values are here and nothing is in training mode.
     config.lora_dropout, config.init_lora_weights, config.inference_mode = 0.0, True, False

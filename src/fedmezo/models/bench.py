@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -134,7 +134,7 @@ class ModelBench:
 
     def examples(self, client: int, round: int, step: int) -> int:
         """Returns how many examples the batch of (client, round, step) holds."""
-        return len(self._batch(client, round, step))
+        return len(self._batch(Point(self.params, 0, 0.0, client, round, step)))
 
     def losses(self, points: Sequence[Point]) -> list[float]:
         """Returns the loss at each point, nats; a loss that is not finite is returned as it is.
@@ -142,21 +142,42 @@ class ModelBench:
         Raises:
           DataError: a batch without a label token, or a row that does not fit the model.
         """
-        # Any order of the points gives the same passes, hence the same bits. Long batches first: neighbours of equal
+        self.forwards += len(points)
+        work = [Job(index, point, self._batch(point)) for index, point in enumerate(points)]
+        self.tokens += sum(job.tokens for job in work)
+        found = {job.index: job.loss(scores) for job, scores in self._scored(work)}
+        return [found[index] for index in range(len(points))]
+
+    def each(self, points: Sequence[Point]) -> list[list[float]]:
+        """Returns the loss of each example of each point's batch, nats, in the batch's order; [] where it is empty.
+
+        Examples never share a forward pass, so no bit of a loss depends on who else is in the batch. Tokens are not
+        counted: with `Point.draw` their number would tell of the examples drawn.
+
+        Raises:
+          DataError: as `losses`.
+        """
+        self.forwards += len(points)
+        apart: dict[tuple[int, int], list[Job]] = {}
+        for index, point in enumerate(points):
+            for place, example in enumerate(self._batch(point)):
+                apart.setdefault((point.client, place), []).append(Job(index, point, [example]))
+        found: list[list[float]] = [[] for _ in points]
+        for key in sorted(apart):
+            for job, scores in self._scored(apart[key]):
+                found[job.index].append(job.loss(scores))
+        return found
+
+    def _scored(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, list[RowScore]]]:
+        """Yields each job with the scores of its rows."""
+        # Any order of the jobs gives the same passes, hence the same bits. Long batches first: neighbours of equal
         # length share matrix products, and mirrored points share their noise.
-        work = [
-            Job(index, point, self._batch(point.client, point.round, point.step)) for index, point in enumerate(points)
-        ]
-        work.sort(key=Job.order)
+        work = sorted(jobs, key=Job.order)
         scores: dict[tuple[int, int], RowScore] = {}
         for units in passes(work, budget=self._budget, most=None if self._lanes == "auto" else self._lanes):
             scores |= self._pass(work, units)
-        self.forwards += len(points)
-        self.tokens += sum(job.tokens for job in work)
-        by_point = {
-            job.index: job.loss([scores[at, row] for row in range(len(job.rows))]) for at, job in enumerate(work)
-        }
-        return [by_point[index] for index in range(len(points))]
+        for at, job in enumerate(work):
+            yield job, [scores[at, row] for row in range(len(job.rows))]
 
     def _pass(self, work: Sequence[Job], units: Sequence[tuple[int, int]]) -> dict[tuple[int, int], RowScore]:
         lanes: dict[tuple[int, int, float], Lane] = {}
@@ -181,7 +202,7 @@ class ModelBench:
         """
         if point.offset:
             raise ModelError(f"A gradient is taken at the parameters themselves, got offset {point.offset}; give 0.")
-        work = Job(0, point, self._batch(point.client, point.round, point.step))
+        work = Job(0, point, self._batch(point))
         leaves = Params({name: tensor.detach().requires_grad_() for name, tensor in point.params})
         again = recomputing(self.engine.model) if self._checkpointing else nullcontext()
         with self.engine.tracing(leaves) as trace, again:
@@ -192,10 +213,12 @@ class ModelBench:
         # A parameter no row touched has a gradient of 0.
         return loss, {n: torch.zeros_like(t.detach()) if t.grad is None else t.grad for n, t in leaves}
 
-    def _batch(self, client: int, round_number: int, step: int) -> Sequence[Example]:
-        if self._batches is None:
+    def _batch(self, point: Point) -> Sequence[Example]:
+        batches: Any = self._batches
+        if batches is None:
             raise DataError("This bench has no training data; give it batches.")
-        batch = self._batches(client, round_number, step)
+        drawn = batches.drawn(point.client, point.draw) if point.draw else None
+        batch: Sequence[Example] = batches(point.client, point.round, point.step) if drawn is None else drawn
         self._check(batch)
         return batch
 

@@ -12,7 +12,7 @@ A call is one byte that says its kind, and:
               4 stranger nothing: no hello was heard, or another run's
               5 refused  UTF-8: one sentence why not
               6 noted    nothing
-              7 share    f32 x (pool + 1): what the walk adds to a sum (`fl/sweep.py`); leaves the machine masked
+              7 share    f32 x (steps + 1): what the walk adds to a sum (`fl/share.py`); leaves the machine masked
 
 `check` is the first 8 bytes of sha256(run + digest of the model), so a client walks from the server's bits or not at
 all; 8 zero bytes are for a client whose model is made of a pool's sums, which agree up to rounding. Numbers are
@@ -240,9 +240,20 @@ def _of(kind: type[T], body: bytes) -> T:
         raise WireError(f"Not a {name}: expected the fields {', '.join(wanted)}; have both sides run one fedmezo.")
     for field, type_ in wanted.items():
         value = told[field]
-        if type(value) is not type_ or (type_ is int and not 0 <= value < 2**32):
+        if type(value) is not type_ or not _good(value):
             raise WireError(f"Not a {name}: {field} is {str(value)[:40]!r}.")
     return kind(**told)
+
+
+def _good(value: str | int | bool) -> bool:  # noqa: FBT001
+    """Whether a number fits 32 bits, and text can be written: JSON can name halves of letters."""
+    if not isinstance(value, str):
+        return 0 <= value < 2**32
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(sentence: str) -> bytes:

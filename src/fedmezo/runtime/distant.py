@@ -8,36 +8,36 @@ What comes after a round has closed is counted, and otherwise dropped.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedmezo.errors import RunError, WireError
 from fedmezo.fl.algorithm import Reply, Task
 from fedmezo.runtime.calls import (
-    UNCHECKED,
     Behind,
     Done,
     Refused,
     Stranger,
-    Walk,
     check_of,
     decode_answer,
     encode_request,
 )
 from fedmezo.runtime.line import Parcel, Returned
-from fedmezo.runtime.pull import Offer, Tell
+from fedmezo.runtime.packing import Packing
+from fedmezo.runtime.pull import Tell
 from fedmezo.runtime.roster import Roster
 from fedmezo.runtime.walkers import Absence, Walked
-from fedmezo.runtime.wire import Sums, Values, decode_reply, encode_task
+from fedmezo.runtime.wire import decode_reply
 from fedmezo.zo.params import Params
 
-__all__ = ["Distant", "Terms", "packed"]
+__all__ = ["Distant", "Terms"]
 
 _POLL = 0.1  # seconds between looks at what came back
 _GREET = 1.0  # seconds between looks at who is there, while replies are waited for
 _SILENCE = 10.0  # seconds that are waited for clients before that is said
 _PAUSE = 5.0  # seconds before a client that failed is asked again
+_LATE = 8  # rounds for which an answer that is too late is still looked for: a machine that hangs never sends it
+_AT_ONCE = 1 << 24  # bytes of tasks that are in memory at once: a thousand clients may each be sent a whole model
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,12 @@ class Distant:
     Attributes:
       roster: who is there.
       terms: how long is waited.
+      apart: whether a round may begin before the last one is journaled.
     """
 
     roster: Roster
     terms: Terms
-    apart = True
+    apart: bool = True
     distant = True
     _late: dict[str, tuple[int, int]] = field(default_factory=dict)
     _began: bool = False
@@ -86,11 +87,10 @@ class Distant:
         while True:
             self.roster.greet()
             there, passed = self.roster.there(), time.monotonic() - began
-            found = [client for client in clients if client in there]
+            found, away = [c for c in clients if c in there], [c for c in clients if c not in there]
             if len(found) >= (quorum if passed > patience else enough):
                 self._began = True
                 return found
-            away = [client for client in clients if client not in found]
             if passed > min(_SILENCE, patience / 2) and not told:
                 told = True
                 self.roster.say(f"Waiting for clients {_listed(away)}: {len(found)} are there, {enough} are wanted.")
@@ -121,6 +121,12 @@ class Distant:
                 late.append(Absence(client, "stale", told))
         return late
 
+    def _await_late(self, sent: Mapping[str, tuple[int, int]]) -> None:
+        """Notes ticket -> (client, round) of a round that closes without these; forgets those of rounds long closed."""
+        newest = max((number for _, number in sent.values()), default=0)
+        kept = {ticket: told for ticket, told in self._late.items() if newest - _LATE < told[1] <= newest}
+        self._late = {**kept, **sent}
+
 
 @dataclass
 class _Sent:
@@ -136,39 +142,45 @@ class _Asking:
     """One round: what was asked of whom, and what came of it."""
 
     def __init__(self, owner: Distant, tasks: Sequence[Task], params: Params, tell: Tell) -> None:
-        self._owner, self._params, self._tell = owner, params, tell
+        self._owner = owner
         self._tasks = {task.client: task for task in tasks}
-        self._check = check_of(owner.roster.hello.run, params.digest())
+        self._packing = Packing(tell, params, check=check_of(owner.roster.hello.run, params.digest()))
         self._shapes = {name: tuple(tensor.shape) for name, tensor in params}
         self._began = time.monotonic()
         self._sent: dict[str, _Sent] = {}
         self._replies: dict[int, tuple[Reply, Done]] = {}
         self._failed: dict[int, tuple[float, str, str]] = {}
+        self._behind: list[int] = []
         self._down: dict[int, int] = dict.fromkeys(self._tasks, 0)
         self._up: dict[int, int] = dict.fromkeys(self._tasks, 0)
 
     def ask(self, clients: Sequence[int]) -> None:
         """Sends these clients their tasks; one that is away has failed for now."""
-        seats, parcels, going = self._owner.roster.there(), [], []
+        seats, size = self._owner.roster.there(), 0
+        going: list[tuple[_Sent, Parcel]] = []
         for client in clients:
             if client not in seats:
                 self._fail(client, "away", "is not there")
                 continue
-            data, exact = self._packed(client, seats[client].held, exact=seats[client].exact)
-            parcels.append(Parcel(seats[client].node, data))
-            going.append(_Sent(client, seats[client].node, len(data), exact))
-        for sent, ticket in zip(going, self._owner.roster.line.send(parcels) if parcels else (), strict=True):
+            seat = seats[client]
+            walk, exact = self._packing.walk(self._tasks[client], seat.held, exact=seat.exact)
+            data = encode_request(walk)
+            going.append((_Sent(client, seat.node, len(data), exact), Parcel(seat.node, data)))
+            size += len(data)
+            if size > _AT_ONCE:
+                self._send(going)
+                going, size = [], 0
+        self._send(going)
+
+    def _send(self, going: Sequence[tuple[_Sent, Parcel]]) -> None:
+        tickets = self._owner.roster.line.send([parcel for _, parcel in going]) if going else ()
+        for (sent, _), ticket in zip(going, tickets, strict=True):
             if ticket is None:
                 self._fail(sent.client, "away", "could not be reached")
                 continue
             self._failed.pop(sent.client, None)
             self._sent[ticket] = sent
             self._down[sent.client] += sent.bytes
-
-    def _packed(self, client: int, held: int, *, exact: bool) -> tuple[bytes, bool]:
-        """Returns the bytes of a client's task, and whether its model will have the server's bits."""
-        walk, exact = packed(self._tasks[client], self._tell(held), self._params, check=self._check, exact=exact)
-        return encode_request(walk), exact
 
     def wait(self) -> Walked:
         """Returns the replies, in the tasks' order, when the round closes.
@@ -185,6 +197,9 @@ class _Asking:
                 greeted = time.monotonic()
             for back in owner.roster.line.receive(self._sent):
                 self._heard(self._sent.pop(back.ticket), back)
+            if self._behind:
+                clients, self._behind = self._behind, []
+                self.ask(clients)
             passed = time.monotonic() - self._began
             enough = len(self._replies) >= quorum
             if len(self._replies) == len(self._tasks) or (enough and (not self._sent or passed > terms.deadline)):
@@ -196,15 +211,16 @@ class _Asking:
 
     def _ask_again(self, *, enough: bool) -> None:
         """Asks those once more who are elsewhere than their task, and, while replies are wanting, those who failed."""
-        seats, now = self._owner.roster.there(), time.monotonic()
+        seats, now, again = self._owner.roster.there(), time.monotonic(), []
         for ticket, sent in list(self._sent.items()):
             seat = seats.get(sent.client)
             if seat is not None and seat.node != sent.node:
                 del self._sent[ticket]
-                self.ask([sent.client])
-        for client, (when, _, _) in list(self._failed.items()):
-            if not enough and client in seats and now - when > _PAUSE:
-                self.ask([client])
+                again.append(sent.client)
+        if not enough:
+            again += [c for c, (when, _, _) in self._failed.items() if c in seats and now - when > _PAUSE]
+        if again:
+            self.ask(again)
 
     def _heard(self, sent: _Sent, back: Returned) -> None:
         client, roster = sent.client, self._owner.roster
@@ -214,7 +230,8 @@ class _Asking:
         self._up[client] += len(back.payload)
         try:
             answer = decode_answer(back.payload)
-            reply = decode_reply(answer.reply, shapes=self._shapes) if isinstance(answer, Done) else None
+            most = self._tasks[client].slopes
+            reply = decode_reply(answer.reply, shapes=self._shapes, most=most) if isinstance(answer, Done) else None
         except WireError as error:
             self._fail(client, "garbage", f"sent something that is no answer ({error})")
             return
@@ -222,7 +239,7 @@ class _Asking:
             self._take(sent, answer, reply)
         elif isinstance(answer, Behind) and roster.seats[client].held != answer.held:
             roster.holds(client, answer.held, exact=True)
-            self.ask([client])
+            self._behind.append(client)
         elif isinstance(answer, Stranger):
             roster.again(client)
             self._fail(client, "away", "had to be told of the run again")
@@ -248,9 +265,10 @@ class _Asking:
         self._failed[client] = time.monotonic(), kind, why
 
     def _closed(self, late: list[Absence]) -> Walked:
-        for ticket, sent in self._sent.items():
+        for sent in self._sent.values():
             self._fail(sent.client, "late", f"did not answer within {self._owner.terms.deadline:g} s")
-            self._owner._late[ticket] = sent.client, self._tasks[sent.client].round
+        rounds = {client: task.round for client, task in self._tasks.items()}
+        self._owner._await_late({ticket: (s.client, rounds[s.client]) for ticket, s in self._sent.items()})
         missing = [client for client in self._tasks if client not in self._replies]
         absent = [Absence(c, self._failed[c][1], f"client {c} {self._failed[c][2]}") for c in missing]
         taken = [self._replies[client] for client in self._tasks if client in self._replies]
@@ -272,24 +290,6 @@ class _Asking:
             f"Round {number}: {got} clients answered, {quorum} are needed ({told}); "
             "every finished round is in the journal: mend that and go on with `fedmezo server --resume`."
         )
-
-
-def packed(task: Task, offer: Offer, params: Params, *, check: bytes, exact: bool) -> tuple[Walk, bool]:
-    """Returns a task with what brings its client's model up to date, and whether that will have the server's bits.
-
-    Args:
-      task: the task.
-      offer: what the client is offered.
-      params: the server's model.
-      check: what tells that model.
-      exact: whether the client's model has the server's bits now.
-    """
-    content: Any = offer.content
-    if offer.kind == "dense":
-        content, exact = Values({name: tensor.detach().cpu() for name, tensor in params}), True
-    elif isinstance(content, Sums):
-        exact = False
-    return Walk(check if exact else UNCHECKED, encode_task(task, content)), exact
 
 
 def _listed(clients: Sequence[int]) -> str:

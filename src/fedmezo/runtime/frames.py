@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["bits_of", "end_with_parent", "get", "put"]
 
 _SIZE = struct.Struct("<Q")
+_PART = 1 << 20  # bytes for which there is room before any has come
 
 
 def put(line: socket.socket, frame: bytes | memoryview) -> None:
@@ -34,10 +35,19 @@ def get(line: socket.socket, into: memoryview | None = None, *, most: int | None
     size = int(_SIZE.unpack(_exactly(line, memoryview(bytearray(_SIZE.size))))[0])
     if most is not None and size > most:
         raise EOFError(f"a frame of {size} bytes where at most {most} were expected")
-    room = memoryview(bytearray(size)) if into is None else into
-    if len(room) != size:
-        raise EOFError(f"a frame of {size} bytes where {len(room)} were expected")
-    return _exactly(line, room)
+    if into is None:
+        return _growing(line, size)
+    if len(into) != size:
+        raise EOFError(f"a frame of {size} bytes where {len(into)} were expected")
+    return _exactly(line, into)
+
+
+def _growing(line: socket.socket, size: int) -> memoryview:
+    """Returns the next `size` bytes; takes memory as they come, for a length is easily said."""
+    room = bytearray()
+    while len(room) < size:
+        room += _exactly(line, memoryview(bytearray(min(size - len(room), max(_PART, len(room))))))
+    return memoryview(room)
 
 
 def _exactly(line: socket.socket, room: memoryview) -> memoryview:

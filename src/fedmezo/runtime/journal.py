@@ -17,7 +17,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self
 
-from fedmezo.errors import JournalError, WireError
+from fedmezo.errors import JournalError, RunError, WireError
 from fedmezo.runtime.ledger import Ledger, integer
 from fedmezo.runtime.records import (
     LOOK,
@@ -27,6 +27,7 @@ from fedmezo.runtime.records import (
     Round,
     entries_of,
     event_row,
+    header_of,
     metric_rows,
     real,
     reply_rows,
@@ -46,8 +47,9 @@ class Journal:
     def __init__(self, ledger: Ledger) -> None:
         """Reads the header; use `create` or `open`."""
         self._ledger = ledger
-        row: list[Any] = list(ledger.record(0)["run"][0])
-        self.header = Header(*row)
+        self._slowed = 0, 1.0  # the next record to look at, and the product of the "slow" events before it
+        rows = ledger.record(0)["run"]
+        self.header = header_of(rows[0] if rows else (), ledger.path)
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Self:
@@ -130,27 +132,24 @@ class Journal:
             rows = self._ledger.record(integer(found[0][0]))
             evaluations = {split: metrics for (_, split), metrics in self._evaluations(number).items()}
             events = self._ledger.query("SELECT kind, detail FROM events WHERE round = ? ORDER BY link, place", number)
-        numbers: list[Any] = list(rows["rounds"][0])
+        numbers = rows["rounds"][0]
         try:
-            entries = entries_of(rows["replies"])
-        except WireError as error:
-            by = self.header.package
-            raise JournalError(
-                f"{self.path}, written by fedmezo {by}: round {number} cannot be read ({error})."
-            ) from error
-        return Round(
-            number,
-            entries,
-            loss=real(numbers[1]),
-            rate=real(numbers[2]),
-            slowed=real(numbers[3]),
-            seconds=real(numbers[4]),
-            forwards=numbers[5],
-            tokens=numbers[6],
-            digest=numbers[7],
-            evaluations=evaluations,
-            events=tuple((str(kind), str(detail)) for kind, detail in events),
-        )
+            return Round(
+                number,
+                entries_of(rows["replies"]),
+                loss=real(numbers[1]),
+                rate=real(numbers[2]),
+                slowed=real(numbers[3]),
+                seconds=real(numbers[4]),
+                forwards=integer(numbers[5]),
+                tokens=integer(numbers[6]),
+                digest=None if numbers[7] is None else str(numbers[7]),
+                evaluations=evaluations,
+                events=tuple((str(kind), str(detail)) for kind, detail in events),
+            )
+        except (WireError, RunError) as error:
+            by = f"written by fedmezo {self.header.package}"
+            raise JournalError(f"{self.path}, {by}: round {number} cannot be read ({error}).") from error
 
     def rounds(self) -> Iterator[Round]:
         """Yields the complete rounds in order, each checked against the chain."""
@@ -163,11 +162,19 @@ class Journal:
         Raises:
           JournalError: it is there already, there is no such round, or the disk is full or fails.
         """
-        if not -1 <= round_number < self.last or (round_number, split) in self._evaluations(round_number):
-            raise JournalError(
-                f"{self.path}: round {round_number} has a {split} evaluation already, or is not complete yet."
-            )
-        self._ledger.add(round_number, {"evaluations": metric_rows(round_number, split, metrics)})
+        self.record_evaluations(round_number, {split: metrics})
+
+    def record_evaluations(self, round_number: int, evaluations: Mapping[str, Mapping[str, float]]) -> None:
+        """Writes the evaluations of several splits, all or none of them; raises as `record_evaluation`."""
+        there = {split for _, split in self._evaluations(round_number)}
+        for split in evaluations:
+            if split in there or not -1 <= round_number < self.last:
+                raise JournalError(
+                    f"{self.path}: round {round_number} has a {split} evaluation already, or is not complete yet."
+                )
+        rows = [row for item in evaluations.items() for row in metric_rows(round_number, *item)]
+        if rows:
+            self._ledger.add(round_number, {"evaluations": rows})
 
     def evaluations(self) -> list[tuple[int, str, dict[str, float]]]:
         """Returns (round, split, metrics) by round; round -1 is the untrained model."""
@@ -189,21 +196,41 @@ class Journal:
         """
         self._ledger.add(round_number, {"events": [event_row(round_number, kind, detail)]})
 
-    def events(self) -> list[tuple[int, str, str]]:
-        """Returns (round, kind, detail) of all events, in the order they were written."""
-        rows = self._ledger.query("SELECT round, kind, detail FROM events ORDER BY link, place")
+    def events(self, kind: str | None = None) -> list[tuple[int, str, str]]:
+        """Returns (round, kind, detail) of all events, or of one kind, in the order they were written."""
+        sql = "SELECT round, kind, detail FROM events {} ORDER BY link, place"
+        one = self._ledger.query(sql.format("WHERE kind = ?"), kind) if kind is not None else None
+        rows = one if one is not None else self._ledger.query(sql.format(""))
         return [(integer(at), str(kind), str(detail)) for at, kind, detail in rows]
 
     def slowed(self) -> float:
         """Returns the factor that guards have put on every later rate: the product of all "slow" events."""
-        rows = self._ledger.query("SELECT detail FROM events WHERE kind = ? ORDER BY link, place", SLOW)
-        return math.prod(float(str(detail)) for (detail,) in rows)
+        link, factor = self._slowed if self._ledger.writable else (0, 1.0)
+        # Every round asks, and a client that fails always leaves an event a round: what was read is not read again.
+        sql = "SELECT detail FROM events WHERE link >= ? AND kind = ? ORDER BY link, place"
+        rows = self._ledger.query(sql, link, SLOW)
+        try:
+            self._slowed = self._ledger.length(), math.prod([factor, *(float(str(detail)) for (detail,) in rows)])
+            return self._slowed[1]
+        except ValueError as error:
+            raise JournalError(f"{self.path}: an event says by which factor rates were slowed ({error}).") from error
 
-    def rollback(self, round_number: int, reason: str) -> Path:
+    def _slowed_before(self, link: int) -> float:
+        sql = "SELECT detail FROM events WHERE link < ? AND kind = ? ORDER BY link, place"
+        return math.prod(float(str(detail)) for (detail,) in self._ledger.query(sql, link, SLOW))
+
+    def rollback(self, round_number: int, reason: str, *, slowed: float | None = None, look: str | None = None) -> Path:
         """Keeps rounds 0 .. round_number - 1, so `round_number` complete rounds, and returns a copy of all there was.
 
         Whatever was written from round `round_number` on goes, slow events too: the journal is as it was just before
         that round, plus one event "rollback". 0 leaves the untrained model.
+
+        Args:
+          round_number: how many rounds to keep.
+          reason: why, for people.
+          slowed: what `slowed()` shall be from here on; None for what it was at that round.
+          look: detail of an event "look" that comes with it. All is one transaction: a guard that was killed halfway
+            would go on at another rate than one that was not.
 
         Raises:
           JournalError: there are fewer rounds, or the copy cannot be written; nothing has changed then.
@@ -215,8 +242,26 @@ class Journal:
         found = self._ledger.query("SELECT link FROM rounds WHERE round = ?", round_number)
         link = integer(found[0][0]) if found else self._ledger.length()
         detail = f"{reason}: kept {round_number} of {last} rounds, all of them are in {backup.name}"
-        self._ledger.cut(link, round_number, {"events": [event_row(round_number, "rollback", detail)]})
+        self._slowed = 0, 1.0
+        events = [event_row(round_number, "rollback", detail)]
+        if slowed is not None:
+            events.append(event_row(round_number, SLOW, repr(slowed / self._slowed_before(link))))
+        if look is not None:
+            events.append(event_row(round_number, LOOK, look))
+        self._ledger.cut(link, round_number, {"events": events})
         return backup
+
+    def settle(self) -> bool:
+        """Moves all that was written into the one file; returns whether it is there, or a reader is in the way."""
+        return self._ledger.settle()
+
+    def check_head(self) -> None:
+        """Checks that no record is missing at the end, where the newest ones are.
+
+        Raises:
+          JournalError: some are.
+        """
+        self._ledger.check_head()
 
     def verify_chain(self) -> None:
         """Checks every record against the hash chain, and the file's structure.
@@ -248,4 +293,8 @@ def replay(params: Params, journal: Journal, *, upto: int | None = None) -> None
         raise JournalError(f"{journal.path} has {last} rounds, cannot replay {upto}; give 0 to {last}.")
     law: Any = journal.header.law
     for number in range(last if upto is None else upto):
-        apply_(params, update_of(journal.round(number)), law=law)
+        done = journal.round(number)
+        try:
+            apply_(params, update_of(done), law=law)
+        except (RunError, ValueError, KeyError) as error:
+            raise JournalError(f"{journal.path}: round {number} cannot be replayed ({error}).") from error

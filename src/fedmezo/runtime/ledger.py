@@ -2,29 +2,25 @@
 
 A record is some rows that were written in one transaction. All of them carry its link number, and row `link` of table
 `links` holds sha256(digest of the link before, link, round, every column of every row). One changed bit in any row
-breaks the chain from that link on. What a chain cannot show is that its newest records were cut off cleanly.
+breaks the chain from that link on. What a chain cannot show is that its newest records were cut off cleanly, so the
+lock file beside it holds the chain's head (see `set_head`).
 """
 
-import hashlib
 import os
 import sqlite3
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from fedmezo.errors import JournalError
-from fedmezo.runtime.sqlitefile import TABLES, connect, lay_out, lock, sync_folder
+from fedmezo.runtime.chain import Row, Rows, Value, digest_of
+from fedmezo.runtime.sqlitefile import TABLES, Head, connect, head_of, lay_out, lock, set_head, sync_folder
 
 __all__ = ["Ledger", "Row", "Rows", "Value", "integer"]
 
-Value = int | float | str | bytes | None
-Row = Sequence[Value]
-Rows = Mapping[str, Sequence[Row]]
-
-
 _ROOM = 1024  # bytes of a row, at most, that are neither text nor blob
 _NEXT = "SELECT COALESCE(MAX(link) + 1, 0) FROM links"
+_DIGEST = "SELECT digest FROM links WHERE link = ?"
 
 
 class Ledger:
@@ -51,13 +47,15 @@ class Ledger:
             # Without its journal an old WAL is worthless, yet SQLite would apply it to the new file.
             for stale in (f"{path}-wal", f"{path}-shm", new, f"{new}-journal"):
                 Path(stale).unlink(missing_ok=True)
+            set_head(held, None)
             with closing(sqlite3.connect(new, isolation_level=None)) as db:
                 db.execute("BEGIN")
                 lay_out(db)
-                cls(new, db, None)._insert(0, rows)
+                head = cls(new, db, None)._insert(0, rows)
                 db.execute("COMMIT")
             new.rename(path)
             sync_folder(path.parent)
+            set_head(held, head)
             return cls(path, connect(path, readonly=False), held)
         except BaseException as error:
             os.close(held)
@@ -89,15 +87,37 @@ class Ledger:
           JournalError: the disk is full or fails; the ledger is as it was.
         """
         with self._writing():
-            self._insert(round_number, rows)
+            head = self._insert(round_number, rows)
+        self._came_to(head)
 
     def cut(self, link: int, round_number: int, rows: Rows) -> None:
         """Removes all records from `link` on and adds one that says so, in one transaction."""
         with self._writing():
+            if self._lock is not None and isinstance(before := self._before(link), bytes):
+                set_head(self._lock, Head(link, before), sync=True)
             self._db.execute("DELETE FROM links WHERE link >= ?", (link,))
-            self._insert(round_number, rows)
+            head = self._insert(round_number, rows)
+        self._came_to(head)
 
-    def _insert(self, round_number: int, rows: Rows) -> None:
+    def _came_to(self, head: Head) -> None:
+        # The record is on the disk; a head that lags behind only guards less.
+        if self._lock is not None:
+            with suppress(OSError):
+                set_head(self._lock, head)
+
+    def settle(self) -> bool:
+        """Moves everything from SQLite's write-ahead log into the file; returns whether all of it is there.
+
+        Raises:
+          JournalError: the disk is full or fails.
+        """
+        try:
+            busy, frames, moved = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise JournalError(f"{self.path} cannot be written ({error}); its rounds are safe all the same.") from error
+        return not busy and frames == moved
+
+    def _insert(self, round_number: int, rows: Rows) -> Head:
         link = self._db.execute(_NEXT).fetchone()[0]
         for table, listed in rows.items():
             for place, row in enumerate(listed):
@@ -105,8 +125,9 @@ class Ledger:
                 marks = ", ".join("?" * (len(row) + 2))
                 self._db.execute(f"INSERT INTO {table} VALUES ({marks})", (link, place, *row))
         # Read back before hashing: SQLite may keep another form of a number than it was given.
-        digest = _digest(self._before(link), (link, round_number), self._rows(link))
+        digest = digest_of(self._before(link), (link, round_number), self._rows(link))
         self._db.execute("INSERT INTO links VALUES (?, ?, ?)", (link, round_number, digest))
+        return Head(link + 1, digest)
 
     def _fits(self, table: str, row: Row) -> None:
         size = sum(len(value) for value in row if isinstance(value, bytes | str)) + _ROOM
@@ -116,6 +137,11 @@ class Ledger:
                 f"{self.path} cannot hold a row of {size:,} bytes in its table {table}, SQLite takes at most {most:,}; "
                 "nothing of this record was written. Train fewer parameters, or with an algorithm that sends scalars."
             )
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process writes it, and so no other."""
+        return self._lock is not None
 
     def length(self) -> int:
         """Returns the number of records."""
@@ -135,7 +161,7 @@ class Ledger:
         with self.reading():
             found = self._db.execute("SELECT round, digest FROM links WHERE link = ?", (link,)).fetchone()
             rows = self._rows(link)
-            if not found or found[1] != _digest(self._before(link), (link, found[0]), rows):
+            if not found or found[1] != digest_of(self._before(link), (link, found[0]), rows):
                 which = f"record {link} (round {found[0] if found else '?'})" if link else "its header"
                 raise JournalError(f"{self.path} is damaged: {which} differs from its checksum; restore a copy of it.")
             return {table: [row[2:] for row in listed] for table, listed in rows.items()}
@@ -147,7 +173,7 @@ class Ledger:
         }
 
     def _before(self, link: int) -> Value:
-        found = self._db.execute("SELECT digest FROM links WHERE link = ?", (link - 1,)).fetchone()
+        found = self._db.execute(_DIGEST, (link - 1,)).fetchone()
         return found[0] if found else None
 
     def verify(self) -> None:
@@ -171,6 +197,24 @@ class Ledger:
                 ) from error
             if problem != "ok" or orphans:
                 raise JournalError(f"{self.path}: all {sound} rounds are sound, but the file is damaged ({problem}).")
+        self.check_head()
+
+    def check_head(self) -> None:
+        """Checks that no record is missing at the end.
+
+        Raises:
+          JournalError: the newest ones are gone, or nobody can tell.
+        """
+        head = head_of(self.path)
+        while head is not None and self.query(_DIGEST, head.links - 1) != [(head.digest,)]:
+            known, head = head, head_of(self.path)
+            if known == head:  # else somebody has just taken records back
+                sound = integer(self.query("SELECT COALESCE(MAX(round) + 1, 0) FROM rounds")[0][0])
+                lost = head.links - self.length()
+                raise JournalError(
+                    f"{self.path}: the {sound} rounds in it are sound, but its {lost} newest records are gone; restore "
+                    f"a copy, or go on from there with `fedmezo rollback {self.path.parent} --round {sound}`."
+                )
 
     def backup(self, label: str) -> Path:
         """Returns a new copy of the whole ledger, beside it; `label` stands in its name before a number."""
@@ -242,21 +286,3 @@ def integer(value: Value) -> int:
     if not isinstance(value, int):
         raise JournalError(f"The journal holds {value!r} where a number belongs; `fedmezo verify` says from where on.")
     return value
-
-
-def _digest(before: Value, key: Row, rows: Rows) -> bytes:
-    state = hashlib.sha256(_frame((before, *key)))
-    for table in TABLES:
-        for row in rows[table]:
-            state.update(_frame((table, *row)))
-    return state.digest()
-
-
-def _frame(values: Row) -> bytes:
-    """Returns the values with their types and lengths, so that no two rows give the same bytes."""
-    parts = [struct.pack("<I", len(values))]
-    for value in values:
-        data = struct.pack("<d", value) if isinstance(value, float) else value
-        data = data if isinstance(data, bytes) else str(data).encode()
-        parts.append(struct.pack("<cQ", type(value).__name__[0].encode(), len(data)) + data)
-    return b"".join(parts)

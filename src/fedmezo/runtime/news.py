@@ -8,8 +8,7 @@ Numbers and codes as in `binary.py` and `scalars.py`:
               law u8 (0 gaussian, 1 rademacher), estimator u8 (0 two-point, 1 forward, 2 forward-half),
               coding u8 (0 float32, 1 float16, 2 bfloat16, 3 float8, 4 sign),
               method u8 (0 walk, 1 sgd, 2 adamw),
-              flags u8 (sum of 1 dense, 2 importance, 4 normalise, 8 odds are there, 16 sweep: not in version 2,
-              32 shared: not in version 3);
+              flags u8 (sum of 1 dense, 2 importance, 4 normalise, 8 odds are there, 16 shared: not before version 4);
               when odds are there: as many u16 as `pool` says
     walker    client u32, rate f64, clip f64
     news      form      u8, sum of 1 settings are there, 2 odds are there (never with 1, whose flags say it),
@@ -31,11 +30,10 @@ Version 2 wrote news otherwise; such messages are read and no longer written:
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
-from typing import Any
 
 import numpy as np
 
@@ -47,11 +45,13 @@ from fedmezo.runtime.scalars import (
     MAX_CODES,
     MAX_POOL,
     SLOPE_BITS,
+    listed,
     pack_codes,
     read_codes,
     read_odds,
     read_slopes,
 )
+from fedmezo.runtime.twins import twins
 from fedmezo.zo.coding import CODINGS
 from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import Law
@@ -89,7 +89,7 @@ def _settings(task: Task) -> bytes:
     scales = (task.mu, task.multiple, task.momentum, task.weight_decay)
     numbers = _SETTINGS.pack(task.round, task.seed, *scales, task.steps, task.directions, task.pool)
     names = (_LAWS.index(task.law), _ESTIMATORS.index(task.estimator), CODINGS.index(task.coding))
-    marks = (task.dense, task.importance, task.normalise, bool(task.odds), task.sweep, task.shared)
+    marks = (task.dense, task.importance, task.normalise, bool(task.odds), task.shared)
     flags = sum(mark << place for place, mark in enumerate(marks))
     return numbers + bytes([*names, METHODS.index(task.method), flags])
 
@@ -187,7 +187,9 @@ def _pack_clients(clients: list[int]) -> tuple[int, bytes]:
 
 def read_task(reader: Reader) -> Task:
     """Returns the task that `pack_task` was given."""
-    return _walker(_read_settings(reader), reader.take(_WALKER))
+    shared = _read_settings(reader)
+    client, rate, clip = reader.take(_WALKER)
+    return replace(shared, client=client, rate=rate, clip=clip)
 
 
 def _read_settings(reader: Reader) -> Task:
@@ -197,7 +199,7 @@ def _read_settings(reader: Reader) -> Task:
     estimator = _ESTIMATORS[reader.byte("estimator", below=len(_ESTIMATORS))]
     coding = CODINGS[reader.byte("coding", below=len(CODINGS))]
     method = METHODS[reader.byte("method", below=len(METHODS))]
-    flags = reader.byte("flags", below=8 << min(reader.version, 4) - 1)
+    flags = reader.byte("flags", below=32 if reader.version > 3 else 16)
     limit("seeds in a pool", pool, MAX_POOL)
     return Task(
         number,
@@ -219,17 +221,8 @@ def _read_settings(reader: Reader) -> Task:
         momentum=momentum,
         method=method,
         weight_decay=decay,
-        sweep=bool(flags & 16),
-        shared=bool(flags & 32),
+        shared=bool(flags & 16),
     )
-
-
-def _walker(shared: Task, walker: Iterable[Any]) -> Task:
-    client, rate, clip = walker
-    task = replace(shared, client=client, rate=rate, clip=clip, odds=())
-    # The odds were checked once for the round; a message could ask for that as often as it has walks.
-    object.__setattr__(task, "odds", shared.odds)
-    return task
 
 
 def read_news(reader: Reader, task: Task) -> News:
@@ -245,13 +238,33 @@ def read_news(reader: Reader, task: Task) -> News:
         reader.array(kind, 1).tolist() * count if form & flag else reader.array(kind, count).tolist()
         for flag, kind, _ in _COLUMNS
     )
+    slopes = _read_slopes(reader, shared, counts)
+    return _news(twins(shared, list(zip(clients.tolist(), rates, clips, strict=True))), slopes, weights)
+
+
+def _read_slopes(reader: Reader, shared: Task, counts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+    """Returns the slopes of all walks, as many of each as `counts` says."""
     number = sum(counts)
     reader.room("slopes", number, most=MAX_CODES, bits=SLOPE_BITS[shared.coding])
-    slopes = read_codes(reader, shared.coding, number).tolist()
-    tasks = tuple(_walker(shared, walker) for walker in zip(clients.tolist(), rates, clips, strict=True))
-    ends = accumulate(counts)
-    walked = (tuple(slopes[end - size : end]) for size, end in zip(counts, ends, strict=True))
-    return News(tasks, tuple(walked), tuple(weights))
+    limit("slopes in a walk", max(counts), shared.slopes)
+    slopes = listed(read_codes(reader, shared.coding, number), shared.coding)
+    return tuple([tuple(slopes[end - size : end]) for size, end in zip(counts, accumulate(counts), strict=True)])
+
+
+def _news(tasks: tuple[Task, ...], slopes: tuple[tuple[float, ...], ...], weights: Sequence[float]) -> News:
+    """Returns news whose tasks are known to be of one round, after the other checks of `News`.
+
+    Raises:
+      RunError: the round was no walk, or a slope or weight is infinite.
+    """
+    News(tasks[:1], slopes[:1], tuple(weights[:1]))
+    for walked, weight in zip(slopes, weights, strict=True):
+        if any(map(math.isinf, walked)) or not abs(weight) <= LARGEST:
+            raise RunError("News: slopes and weights must be finite, or nan for a skipped step.")
+    item = object.__new__(News)
+    for name, value in (("tasks", tasks), ("slopes", slopes), ("weights", tuple(weights))):
+        object.__setattr__(item, name, value)
+    return item
 
 
 def _read_round(reader: Reader, form: int, task: Task) -> Task:
@@ -268,9 +281,11 @@ def _read_round(reader: Reader, form: int, task: Task) -> Task:
 def read_old_news(reader: Reader) -> News:
     """Returns news of a message of version 2."""
     shared = _read_settings(reader)
-    tasks, weights, slopes = [], [], []
+    walkers, weights, slopes = [], [], []
     for _ in range(reader.count("walks", most=MAX_WALKS, bits=8 * (_WALKER.size + 8))):
-        tasks.append(_walker(shared, reader.take(_WALKER)))
+        walkers.append(reader.take(_WALKER))
         weights.append(reader.take(_WEIGHT)[0])
-        slopes.append(read_slopes(reader, shared.coding))
-    return News(tuple(tasks), tuple(slopes), tuple(weights))
+        slopes.append(read_slopes(reader, shared.coding, most=shared.slopes))
+    if not walkers:
+        raise WireError("news of no walk")
+    return _news(twins(shared, walkers), tuple(slopes), weights)

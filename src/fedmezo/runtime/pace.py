@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 
+from fedmezo.errors import JournalError
+
 __all__ = ["Look", "Pace", "factor_of", "line", "lowest_on", "rose", "start_of", "stays_up"]
 
 _CHECKS = 8
@@ -95,9 +97,20 @@ class Look:
 
     @classmethod
     def from_json(cls, text: str) -> "Look":
-        """Returns what `to_json` wrote."""
-        told = json.loads(text)
-        return cls(**told | {"losses": tuple(told["losses"]), "lowest": tuple(told["lowest"])})
+        """Returns what `to_json` wrote.
+
+        Raises:
+          JournalError: it is something else.
+        """
+        try:
+            told = json.loads(text)
+            lists = {name: tuple(map(float, told[name])) for name in ("losses", "lowest")}
+            found = cls(**told | lists)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise JournalError(f"An event of the journal tells of no look ({error}); restore a copy of it.") from error
+        if not all(type(number) is int for number in (found.at, found.best, found.forwards, found.undone)):
+            raise JournalError("An event of the journal tells of a look without its numbers; restore a copy of it.")
+        return found
 
 
 def start_of(done: int, losses: Sequence[float]) -> Look:

@@ -27,6 +27,7 @@ class RoundReport:
       evaluations: split -> metrics, when this round was evaluated.
       events: (kind, detail) of guards and monitors.
       clients: client -> its loss, rate and bytes.
+      epsilon: the privacy that any unit has spent so far at most; None where none is kept.
     """
 
     round: int
@@ -43,6 +44,7 @@ class RoundReport:
     evaluations: Mapping[str, Mapping[str, float]]
     events: tuple[tuple[str, str], ...]
     clients: Mapping[int, Mapping[str, float]]
+    epsilon: float | None = None
 
 
 def report_of(done: Round, rounds: int) -> RoundReport:
@@ -71,4 +73,5 @@ def report_of(done: Round, rounds: int) -> RoundReport:
         evaluations=done.evaluations,
         events=done.news,
         clients=clients,
+        epsilon=done.epsilon,
     )

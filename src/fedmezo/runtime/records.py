@@ -4,19 +4,22 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args
 
-from fedmezo.errors import JournalError, RunError
+from fedmezo.errors import JournalError, RunError, WireError
 from fedmezo.fl.algorithm import Reply, Task
 from fedmezo.fl.spending import SPENT
 from fedmezo.fl.walk import walk_of
 from fedmezo.fl.whole import is_whole
-from fedmezo.runtime.ledger import Row, Value
+from fedmezo.runtime.ledger import Row, Value, integer
+from fedmezo.runtime.scalars import LARGEST
 from fedmezo.runtime.wire import decode_reply, decode_task, encode_reply, encode_task
+from fedmezo.zo.noise import Law
 from fedmezo.zo.seedsum import DenseDelta, Update, Walk
 
-__all__ = ["LOOK", "SLOW", "SUMMED", "Entry", "Header", "Round", "by_client", "update_of"]
+__all__ = ["LOOK", "SLOW", "SUMMED", "Entry", "Header", "Round", "by_client", "header_of", "update_of"]
 
 LOOK = "look"  # the kind of event whose detail is a `pace.Look`, for the program only
 SUMMED = "summed"  # the kind of event that says whose walks are in a sum, which is all that is known of each
@@ -60,8 +63,8 @@ class Entry:
 
     @property
     def walks(self) -> int:
-        """How many clients walked for it: 1, those in a sum, or nobody where others are entries of their own."""
-        return self.reply.examples if self.task.sweep else int(not is_whole(self.task))
+        """How many clients walked for it: 1, those in a sum, or nobody where they have entries of their own."""
+        return self.reply.examples if is_whole(self.task) else 1
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,25 @@ class Round:
             raise RunError(f"Round {self.round}: all tasks of a round must have the same odds.")
 
 
+def header_of(row: Row, path: Path) -> Header:
+    """Returns the header that a row holds; raises JournalError for any other row."""
+    told: list[Any] = list(row)
+    kinds = [int if field.name == "noise_version" else str for field in fields(Header)]
+    if [type(value) for value in told] != kinds:
+        raise JournalError(f"{path} is damaged: its header is no run's; restore a copy of it.")
+    header = Header(*told)
+    try:
+        good = header.law in get_args(Law) and (not header.config or isinstance(json.loads(header.config), dict))
+    except (ValueError, RecursionError):
+        good = False
+    if not good:
+        raise JournalError(f"{path} is damaged: its header has no configuration or no law; restore a copy of it.")
+    return header
+
+
 def by_client(done: Round) -> tuple[Entry, ...]:
     """Returns clients' entries; of a sum one for each client in it, of whom only its part of the bytes is known."""
-    if not any(entry.task.sweep for entry in done.entries):
+    if not any(is_whole(entry.task) and entry.walks for entry in done.entries):
         return tuple(entry for entry in done.entries if not is_whole(entry.task))
     whole, told = done.entries[0], " ".join(detail for kind, detail in done.events if kind == SUMMED)
     clients = [int(number) for number in re.findall(r"\d+", told)]
@@ -182,7 +201,8 @@ def entries_of(rows: Sequence[Row]) -> tuple[Entry, ...]:
     """Returns the entries of the round that `reply_rows` was given; all their tasks hold the same odds object.
 
     Raises:
-      WireError: a task or a reply is not a valid message.
+      WireError: a task or a reply is not a valid message, or its weight no number.
+      JournalError: a number of bytes is none.
     """
     entries = [_entry(row) for row in rows]
     odds = entries[0].task.odds if entries else ()
@@ -190,9 +210,12 @@ def entries_of(rows: Sequence[Row]) -> tuple[Entry, ...]:
 
 
 def _entry(row: Row) -> Entry:
-    values: list[Any] = list(row)
-    weight, bytes_down, bytes_up, task, reply = values[2], *values[7:]
-    return Entry(decode_task(task)[0], decode_reply(reply), weight, bytes_down, bytes_up)
+    weight, bytes_down, bytes_up, task, reply = row[2], *row[7:]
+    if not (isinstance(task, bytes) and isinstance(reply, bytes)):
+        raise WireError("Not a valid message: its column holds no bytes.")
+    if not (isinstance(weight, int | float) and abs(weight) <= LARGEST):
+        raise WireError(f"Not a valid reply: its weight is {weight!r}.")
+    return Entry(decode_task(task)[0], decode_reply(reply), weight, integer(bytes_down), integer(bytes_up))
 
 
 def metric_rows(round_number: int, split: str, metrics: Mapping[str, float]) -> list[Row]:

@@ -43,6 +43,7 @@ __all__ = [
     "MAX_POOL",
     "SLOPE_BITS",
     "Sums",
+    "listed",
     "pack_codes",
     "pack_slopes",
     "pack_sums",
@@ -58,6 +59,7 @@ SLOPE_BITS: dict[Coding, int] = {"float32": 32, "float16": 16, "bfloat16": 16, "
 LARGEST = float(np.finfo(np.float32).max)
 
 _FORMS: dict[Coding, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float8": "<u1"}
+_SIGNS = np.array([-1.0, 0.0, 1.0, math.nan], object)
 _EXPONENT = struct.Struct("<h")
 _EXPONENTS = range(-148, 129)  # of float32 values, denormal ones included
 
@@ -156,10 +158,17 @@ def pack_codes(slopes: NDArray[np.float64], coding: Coding) -> list[bytes]:
     return [np.packbits(values > 0, bitorder="little").tobytes(), COUNT.pack(len(places)), marks.tobytes()]
 
 
-def read_slopes(reader: Reader, coding: Coding) -> tuple[float, ...]:
-    """Returns what `pack_slopes` was given."""
-    number = reader.count("slopes", most=MAX_SLOPES, bits=SLOPE_BITS[coding])
-    return tuple(read_codes(reader, coding, number).tolist())
+def read_slopes(reader: Reader, coding: Coding, *, most: int = MAX_SLOPES) -> tuple[float, ...]:
+    """Returns what `pack_slopes` was given, if that is at most `most` slopes."""
+    number = reader.count("slopes", most=most, bits=SLOPE_BITS[coding])
+    return tuple(listed(read_codes(reader, coding, number), coding))
+
+
+def listed(values: NDArray[np.float64], coding: Coding) -> list[float]:
+    """Returns values that `coding` wrote, as a list; of signs, one bit each, all equal ones are one object."""
+    told = values if coding != "sign" else _SIGNS[np.where(np.isnan(values), 3, values + 1).astype(np.int8)]
+    found: list[float] = told.tolist()
+    return found
 
 
 def read_codes(reader: Reader, coding: Coding, number: int) -> NDArray[np.float64]:

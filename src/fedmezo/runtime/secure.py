@@ -13,10 +13,12 @@ import numpy as np
 
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Task
-from fedmezo.fl.sweep import SUM, passes_of, share_of, swept
+from fedmezo.fl.share import numbers_of, passes_of, share_of, summed
+from fedmezo.fl.whole import WHOLE
 from fedmezo.runtime.calls import Addend, check_of, encode_request
-from fedmezo.runtime.distant import Distant, packed
+from fedmezo.runtime.distant import Distant
 from fedmezo.runtime.line import FEWEST, Mean, SecureLine
+from fedmezo.runtime.packing import Packing
 from fedmezo.runtime.pull import Tell
 from fedmezo.runtime.walkers import Absence, Walked, Walkers
 from fedmezo.zo.params import Params
@@ -53,8 +55,8 @@ class InTheClear:
         def mean() -> Walked:
             walked = wait()
             shares = [share_of(task, reply) for task, reply in zip(tasks, walked.replies, strict=True)]
-            sweep, reply = swept(tasks, np.mean(shares, axis=0, dtype=np.float64))
-            return Walked((reply,), walked.forwards, walked.tokens, walked.seconds, tasks=(sweep,))
+            nobodys, reply = summed(tasks, np.mean(shares, axis=0, dtype=np.float64))
+            return Walked((reply,), walked.forwards, walked.tokens, walked.seconds, tasks=(nobodys,))
 
         return mean
 
@@ -68,7 +70,7 @@ class Secure(Distant):
     """
 
     line: SecureLine
-    apart = False
+    apart: bool = False
 
     def start(self, tasks: Sequence[Task], params: Params, tell: Tell) -> Callable[[], Walked]:
         """Returns what asks the clients of the tasks to walk from `params`, and waits for the mean."""
@@ -86,9 +88,9 @@ class _Meaning:
     """One round: its tasks, and what became of them."""
 
     def __init__(self, owner: Secure, tasks: Sequence[Task], params: Params, tell: Tell) -> None:
-        self._owner, self._params, self._tell = owner, params, tell
-        self._tasks, self._numbers = {task.client: task for task in tasks}, tasks[0].pool + 1
-        self._check = check_of(owner.roster.hello.run, params.digest())
+        self._owner = owner
+        self._tasks, self._numbers = {task.client: task for task in tasks}, numbers_of(tasks[0])
+        self._packing = Packing(tell, params, check=check_of(owner.roster.hello.run, params.digest()))
         self._began = time.monotonic()
         self._why: dict[int, str] = {}
         self._lost: frozenset[int] = frozenset()
@@ -127,7 +129,7 @@ class _Meaning:
         requests, exact = {}, {}
         for node, client in nodes.items():
             seat, task = self._owner.roster.seats[client], self._tasks[client]
-            walk, exact[node] = packed(task, self._tell(seat.held), self._params, check=self._check, exact=seat.exact)
+            walk, exact[node] = self._packing.walk(task, seat.held, exact=seat.exact)
             requests[node] = encode_request(Addend(walk.check, walk.task))
         return requests, exact
 
@@ -149,7 +151,7 @@ class _Meaning:
     def _walked(self, mean: Mean, took: Sequence[Task]) -> Walked:
         if mean.values is None:
             raise RunError("A mean came without its values, a bug; please report it.")
-        sweep, reply = swept(took, mean.values)
+        nobodys, reply = summed(took, mean.values)
         there = {task.client for task in took}
         return Walked(
             (reply,),
@@ -160,8 +162,8 @@ class _Meaning:
                 for client in self._tasks
                 if client not in there
             ),
-            sizes={SUM: (self._down, self._up)},
-            tasks=(sweep,),
+            sizes={WHOLE: (self._down, self._up)},
+            tasks=(nobodys,),
         )
 
     def _short_of(self, least: int) -> str:

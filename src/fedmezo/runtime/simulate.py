@@ -119,13 +119,13 @@ class Simulation(Generic[S]):
     def _unanswered(self) -> bool:
         """Whether the last round surged and the run was stopped before it went back."""
         last = self.journal.last
-        answered = any(number == last and kind == SLOW for number, kind, _ in self.journal.events())
+        answered = any(number == last for number, _, _ in self.journal.events(SLOW))
         return last > 0 and not answered and _SURGE in dict(self.journal.round(last - 1).events)
 
     def _restore_(self) -> None:
         replay(self.bench.params, self.journal)
         self.state, self.guard, self._spent = self.algorithm.init(), Guard(), Counter()
-        self._down = self.downlink.afresh() if self.downlink is not None else Downlink(self.bench.params.dim)
+        self._down = (self.downlink or Downlink(self.bench.params.dim)).afresh(recall=self.journal.round)
         for done in self.journal.rounds():
             tasks, replies = [entry.task for entry in done.entries], [entry.reply for entry in done.entries]
             self.state, _ = self.algorithm.aggregate(self.state, tasks, replies)
@@ -134,7 +134,7 @@ class Simulation(Generic[S]):
             self._remember(done)
         # What was walked has the rates of its tasks; only those to come are to be slowed.
         self._slow_(self.journal.slowed())
-        looks = [detail for _, kind, detail in self.journal.events() if kind == LOOK]
+        looks = [detail for _, _, detail in self.journal.events(LOOK)]
         self.look = Look.from_json(looks[-1]) if looks else None
 
     def _slow_(self, factor: float) -> None:
@@ -152,9 +152,8 @@ class Simulation(Generic[S]):
     def run(self) -> Iterator[RoundReport]:
         """Yields one report per round still to do; the untrained model is evaluated first, once per run."""
         if self.journal.last == 0:
-            known = {split for number, split, _ in self.journal.evaluations() if number == START}
-            for split, metrics in self.evaluate().items() if not known else ():
-                self.journal.record_evaluation(START, split, metrics)
+            known = any(number == START for number, _, _ in self.journal.evaluations())
+            self.journal.record_evaluations(START, {} if known else self.evaluate())
         if self.lookout is not None and self.look is None and self._wanted(self.journal.last):
             self.look = start_of(self.journal.last, self.lookout.losses())
         sent: _Sent | None = None
@@ -296,11 +295,9 @@ class Simulation(Generic[S]):
         factor = (_AGAIN if look is not None and look.undone else _BACK) * slowed
         if factor < _SLOWEST:
             raise RunError(f"The loss keeps surging even at {slowed:.1g} of the rate; choose a much lower rate.")
-        self.journal.rollback(best, "loss surge")
-        # The rollback may have taken earlier "slow" events with it; their factor stays in force.
-        self.journal.add_event(self.journal.last, SLOW, repr(factor / self.journal.slowed()))
-        if look is not None:
-            self.journal.add_event(self.journal.last, LOOK, look.back(done).to_json())
+        # The rollback may take earlier "slow" events with it; their factor stays in force.
+        later = look.back(done).to_json() if look is not None else None
+        self.journal.rollback(best, "loss surge", slowed=factor, look=later)
         if self._start is not None:
             self._start.restore_(self.bench.params)
         self._restore_()

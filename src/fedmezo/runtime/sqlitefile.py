@@ -1,14 +1,29 @@
 """The SQLite file beneath the journal: its tables, who may write it, and what is wrong when it does not open."""
 
 import fcntl
+import hashlib
 import os
 import sqlite3
-from contextlib import suppress
+import struct
+from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from fedmezo.errors import JournalError
 
-__all__ = ["APPLICATION_ID", "FORMAT", "TABLES", "connect", "lay_out", "lock", "sync_folder"]
+__all__ = [
+    "APPLICATION_ID",
+    "FORMAT",
+    "TABLES",
+    "Head",
+    "connect",
+    "head_of",
+    "lay_out",
+    "lock",
+    "set_head",
+    "sync_folder",
+]
 
 APPLICATION_ID = 0x464D5A4A  # "FMZJ"
 FORMAT = 1
@@ -30,6 +45,17 @@ _LINKS = "CREATE TABLE links (link INTEGER PRIMARY KEY, round INTEGER NOT NULL, 
 _TABLE = """CREATE TABLE {name} (
     link INTEGER NOT NULL REFERENCES links ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED, place INTEGER NOT NULL,
     {columns}, PRIMARY KEY (link, place))"""
+
+
+_HEAD = struct.Struct("<8sQ32s")
+_MARK = b"fmzhead1"
+
+
+class Head(NamedTuple):
+    """How far a journal had come: its number of records, and the digest of the last one."""
+
+    links: int
+    digest: bytes
 
 
 def lay_out(db: sqlite3.Connection) -> None:
@@ -63,6 +89,46 @@ def lock(path: Path) -> int:
         reason = "another process is writing it" if isinstance(error, BlockingIOError) else error.strerror
         raise JournalError(f"{path} cannot be locked: {reason}; wait for it to end, or stop it.") from error
     return descriptor
+
+
+def set_head(descriptor: int, head: Head | None, *, sync: bool = False) -> None:
+    """Writes into a locked lock file how far its journal has come; None when that is not known.
+
+    A chain cannot show that its newest records are gone, as they are when one bit of SQLite's write-ahead log changes
+    after a crash. So the head is written after a record, and before records are cut off: it is never ahead of the file.
+
+    Raises:
+      OSError: the disk fails.
+    """
+    body = _HEAD.pack(_MARK, *head) if head is not None else b""
+    if head is None:
+        os.ftruncate(descriptor, 0)
+    else:
+        # In one piece: a process that is killed has written all of it or nothing.
+        os.pwrite(descriptor, body + hashlib.sha256(body).digest(), 0)
+    if sync:
+        os.fsync(descriptor)
+
+
+def head_of(path: Path) -> Head | None:
+    """Returns how far the journal at `path` has come at least; None when nobody wrote it down.
+
+    Raises:
+      JournalError: a bit of what was written down has changed.
+    """
+    try:
+        data = Path(f"{path}.lock").read_bytes()
+    except OSError:
+        return None
+    if not data:
+        return None
+    body = data[: _HEAD.size]
+    if data[_HEAD.size :] != hashlib.sha256(body).digest() or len(body) != _HEAD.size:
+        raise JournalError(
+            f"{path}.lock is damaged and no longer says how far the journal had come; delete it to go on without that."
+        )
+    mark, links, digest = _HEAD.unpack(body)
+    return Head(links, digest) if mark == _MARK else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -122,3 +188,19 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
     missing = {"links", *TABLES} - tables
     if version < 1 or missing:
         raise JournalError(f"{path} is damaged: it lacks {sorted(missing) or 'its version'}; restore a copy of it.")
+    # A column that computes itself, or a trigger, would be somebody else's program.
+    if foreign := _schema(db) - _ours():
+        raise JournalError(f"{path} holds what no journal has: {sorted(name for name, _ in foreign)}; restore a copy.")
+
+
+def _schema(db: sqlite3.Connection) -> frozenset[tuple[str, str]]:
+    """Returns name and text of everything that was made in a file."""
+    rows = db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return frozenset((str(name), str(sql)) for name, sql in rows)
+
+
+@cache
+def _ours() -> frozenset[tuple[str, str]]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        lay_out(db)
+        return _schema(db)

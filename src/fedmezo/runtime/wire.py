@@ -35,7 +35,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from fedmezo.errors import WireError
-from fedmezo.fl.algorithm import Reply, Task
+from fedmezo.fl.algorithm import MAX_SLOPES, Reply, Task
 from fedmezo.runtime.binary import COUNT, WIRE_VERSION, Reader, limit, pack_tensors, read_tensors, seal, speaking
 from fedmezo.runtime.news import (
     MAX_NEWS,
@@ -62,6 +62,7 @@ __all__ = [
     "decode_task",
     "encode_reply",
     "encode_task",
+    "pack_told",
 ]
 
 _TASK, _REPLY = 1, 2
@@ -82,7 +83,7 @@ class Values:
 Told: TypeAlias = tuple[News, ...] | Sums | DenseDelta | Values
 
 
-def encode_task(task: Task, news: Sequence[News] | Sums | DenseDelta | Values = ()) -> bytes:
+def encode_task(task: Task, news: Sequence[News] | Sums | DenseDelta | Values | bytes = ()) -> bytes:
     """Returns the bytes of a task and of what brings its client up to date; 96 bytes without that and without odds.
 
     Odds add 2 bytes per seed of the pool. Each news adds 33 bytes, its odds, its coded slopes without their counts, and
@@ -93,11 +94,24 @@ def encode_task(task: Task, news: Sequence[News] | Sums | DenseDelta | Values = 
     Changes add 4 bytes per scalar, and per tensor 3, its name and 8 per dimension. Values add 4 or 2 bytes per scalar,
     and 1 more per tensor.
 
+    Args:
+      task: the task.
+      news: what brings its client up to date; or the bytes of that, as `pack_told` gives them for any task of a round.
+
     Raises:
       WireError: a number is not what its coding can write, there is too much of something, or the sums are not of the
         task's pool and seed.
     """
-    return seal(_TASK, [*pack_task(task), *_pack_told(task, news)])
+    return seal(_TASK, [*pack_task(task), news if isinstance(news, bytes) else pack_told(task, news)])
+
+
+def pack_told(task: Task, told: Sequence[News] | Sums | DenseDelta | Values) -> bytes:
+    """Returns the bytes of what brings a client up to date: the same for all tasks of a round.
+
+    Raises:
+      WireError: as `encode_task`.
+    """
+    return b"".join(_pack_told(task, told))
 
 
 def _pack_told(task: Task, told: Sequence[News] | Sums | DenseDelta | Values) -> list[bytes]:
@@ -159,21 +173,22 @@ def encode_reply(reply: Reply) -> bytes:
     return seal(_REPLY, [*parts, b"\1", *pack_tensors(reply.delta.tensors)])
 
 
-def decode_reply(data: bytes, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Reply:
+def decode_reply(data: bytes, *, shapes: Mapping[str, tuple[int, ...]] | None = None, most: int = MAX_SLOPES) -> Reply:
     """Returns the reply that `encode_reply` was given.
 
     Args:
       data: the bytes.
       shapes: name -> shape every tensor must have, and no others; None accepts any.
+      most: slopes it may have; a sign takes one bit of the bytes and 64 of memory.
 
     Raises:
-      WireError: the bytes are not a valid reply, or its tensors are not those of `shapes`.
+      WireError: the bytes are not a valid reply, or its tensors are not those of `shapes`, or its slopes are too many.
     """
     with speaking("reply"):
         reader = Reader(data, _REPLY)
         number, client, examples, loss = reader.take(_REPLY_BODY)
         coding = CODINGS[reader.byte("coding", below=len(CODINGS))]
-        slopes = read_slopes(reader, coding)
+        slopes = read_slopes(reader, coding, most=most)
         delta = DenseDelta(read_tensors(reader, shapes)) if reader.byte("dense flag", below=2) else None
         reader.end()
         return Reply(number, client, examples, loss, slopes, delta, coding)

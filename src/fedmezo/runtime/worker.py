@@ -1,11 +1,12 @@
 """The process at the other end of `workers.py`: it builds a bench and walks as it is told, until the parent is gone."""
 
 import json
-import pickle
 import socket
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
+from importlib import import_module
 
 from fedmezo.runtime.frames import bits_of, end_with_parent, get, put
 from fedmezo.runtime.walkers import Client, MeteredBench, Walked, checksum, walk
@@ -23,12 +24,19 @@ def serve(line: int) -> None:
     with socket.socket(fileno=line) as parent, suppress(EOFError, ConnectionError):
         place = json.loads(bytes(get(parent)))["place"]
         try:
-            client, bench = pickle.loads(bytes(get(parent)))(place)
+            client, bench = _recipe(bytes(get(parent)))(place)
             _tell(parent, {"layout": bench.params.layout()})
         except Exception as error:
             _tell(parent, _failure(error))
             return
         _walk_on(parent, client, bench)
+
+
+def _recipe(told: bytes) -> Recipe:
+    """Returns the recipe that goes by a name, with the arguments it came with."""
+    named = json.loads(told)
+    found: Recipe = partial(getattr(import_module(named["module"]), named["function"]), *named["arguments"])
+    return found
 
 
 def _walk_on(parent: socket.socket, client: Client, bench: MeteredBench) -> None:

@@ -16,13 +16,13 @@ name order and the tasks (`wire.py`). Replies are sent when they are asked for, 
 """
 
 import json
-import pickle
 import select
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self
 
 from fedmezo import errors
@@ -45,8 +45,9 @@ class Workers:
     """Processes that walk; a context manager that ends them.
 
     Args:
-      recipe: place -> the algorithm's client and a bench with a model of its own; called in process `place`. It is
-        pickled, so it must be a function of a module, or a `functools.partial` of one.
+      recipe: place -> the algorithm's client and a bench with a model of its own; called in process `place`. It
+        goes there by its name, so it must be a function of a module, or a `functools.partial` of one whose arguments
+        JSON can say.
       count: number of processes.
     """
 
@@ -59,7 +60,7 @@ class Workers:
         self._workers: list[_Worker] = []
         self._rounds = 0
         self._ready = False
-        packed = pickle.dumps(recipe)
+        packed = _by_name(recipe)
         try:
             self._workers += (_Worker(packed, place, count) for place in range(count))
         except BaseException:
@@ -133,6 +134,15 @@ class Workers:
             if worker.answer()["layout"] != layout:
                 raise RunError(f"{worker} has other trained parameters than the run; this is a bug, please report it.")
         self._ready = True
+
+
+def _by_name(recipe: Recipe) -> bytes:
+    """Returns a recipe as the name of its function, and the arguments it comes with."""
+    made = recipe if isinstance(recipe, partial) else partial(recipe)
+    if made.keywords:
+        raise RunError(f"Workers: a recipe takes its arguments by place, got {sorted(made.keywords)} by name.")
+    where = (made.func.__module__, made.func.__qualname__)
+    return json.dumps({"module": where[0], "function": where[1], "arguments": made.args}).encode()
 
 
 class _Worker:

@@ -70,8 +70,8 @@ def _read(name: str, key: str, value: Any) -> Any:
     if value[:1] in ("[", "{") and _holds_parts(field.annotation):
         try:
             return json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{name}.{key}: expected a list or table as JSON text, got {value!r}: {error}.") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{name}.{key}: expected a list or table as JSON, got {value[:60]!r}: {error}.") from None
     return value
 
 

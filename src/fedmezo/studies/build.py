@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from fedmezo.runtime.workers import Workers
 from fedmezo.studies.config import Config, parse_config
 from fedmezo.studies.deal import FederatedData, read_data
 from fedmezo.studies.descent import build_algorithm, resolve
+from fedmezo.studies.privacy import private_numbers
+from fedmezo.studies.secret import key_for, new_secret
 from fedmezo.studies.window_table import chosen_mu
 
 __all__ = ["Built", "Tuned", "build", "build_downlink", "build_model", "load_base", "threads_of", "walkers_of"]
@@ -63,11 +65,18 @@ class Built(Tuned):
       data: the clients' data.
       algorithm: the algorithm.
       notes: what was changed of the given configuration, in sentences.
+      secret: what names the noise of a private run.
     """
 
     data: FederatedData
     algorithm: Algorithm[Any]
     notes: tuple[str, ...] = ()
+    secret: bytes = field(default=b"", repr=False)
+
+    def method(self, sizes: Mapping[int, int]) -> Algorithm[Any]:
+        """Returns the algorithm for clients with so many training examples each."""
+        key = key_for(self.secret, "run", self.data.digest())
+        return build_algorithm(self.config, sizes, params=self.bench.params, secret=key)
 
 
 def load_base(config: Config, *, say: Say = silent) -> Loaded:
@@ -122,7 +131,7 @@ def build_downlink(config: Config, *, dim: int) -> Downlink:
     return Downlink(dim, pull, federation.sums_coding, federation.bandwidth)
 
 
-def build(config: Config, *, loaded: Loaded | None = None, measure: bool = True) -> Built:
+def build(config: Config, *, loaded: Loaded | None = None, measure: bool = True, secret: bytes | None = None) -> Built:
     """Returns everything a run of `config` needs; the slow part is loading the model, unless it is given.
 
     Where algorithm.mu is left to the program, 48 forward passes at most tell whether the customary one is usable.
@@ -130,18 +139,22 @@ def build(config: Config, *, loaded: Loaded | None = None, measure: bool = True)
     Args:
       config: what to build.
       loaded: its base model.
-      measure: whether to take these passes; False for who takes no step.
+      measure: whether to take these passes; False for who takes no step. A private run takes none.
+      secret: what names the noise of a private run; None for a new one.
     """
     base = loaded if loaded is not None else load_base(config)
     fitted, notes = _fitted(config, base.window)
     data = read_data(fitted, base.tokenizer)
+    fitted = private_numbers(fitted, data.sizes)
     tuned = build_model(fitted, base, parts=dict(enumerate(data.parts)))
-    if measure and config.algorithm.mu is None and config.algorithm.name != "fedavg":
+    if measure and config.privacy.mode == "none" and config.algorithm.mu is None and config.algorithm.name != "fedavg":
         mu, told = chosen_mu(tuned.config, tuned.bench)
         algorithm = tuned.config.algorithm.model_copy(update={"mu": mu})
         tuned, notes = replace(tuned, config=tuned.config.model_copy(update={"algorithm": algorithm})), notes + told
-    method = build_algorithm(tuned.config, data.sizes, params=tuned.bench.params)
-    return Built(tuned.config, base, tuned.bench, data, method, notes)
+    known = new_secret(config.privacy) if secret is None else secret
+    key = key_for(known, "run", data.digest())
+    method = build_algorithm(tuned.config, data.sizes, params=tuned.bench.params, secret=key)
+    return Built(tuned.config, base, tuned.bench, data, method, notes, known)
 
 
 def threads_of(config: Config) -> int | None:
@@ -167,15 +180,16 @@ def walkers_of(built: Built) -> Iterator[Walkers | None]:
         return
     runtime = config.runtime.model_copy(update={"threads": threads_of(config)})
     told = config.model_copy(update={"runtime": runtime}).model_dump_json()
-    with Workers(partial(_own_bench, told, built.loaded.fingerprint, built.data.digest()), runtime.workers) as workers:
+    recipe = partial(_own_bench, told, built.loaded.fingerprint, built.data.digest(), built.secret.hex())
+    with Workers(recipe, runtime.workers) as workers:
         yield workers
 
 
-def _own_bench(told: str, fingerprint: str, digest: str, place: int) -> tuple[Client, MeteredBench]:
+def _own_bench(told: str, fingerprint: str, digest: str, secret: str, place: int) -> tuple[Client, MeteredBench]:
     """Returns the client and the bench of the worker at `place`, made from the configuration that the server runs."""
     if torch.cuda.is_available():
         torch.cuda.set_device(place % torch.cuda.device_count())
-    built = build(parse_config(json.loads(told)))
+    built = build(parse_config(json.loads(told)), secret=bytes.fromhex(secret))
     if (built.loaded.fingerprint, built.data.digest()) != (fingerprint, digest):
         raise RunError("The model or the data on the disk has changed since this run was started; start it again.")
     return built.algorithm.client, built.bench

@@ -111,6 +111,6 @@ def _shown(value: object) -> str:
     plain = list(value) if isinstance(value, tuple) else value
     try:
         text = json.dumps(plain, ensure_ascii=False, default=str)
-    except ValueError:
-        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more than 4,300 digits has no text at all
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -20,6 +20,10 @@ from fedmezo.studies.material import Adapter, Data, Model, Split
 from fedmezo.studies.network import Network
 from fedmezo.studies.network import complaint as insecure
 from fedmezo.studies.personal import Personal, complaint
+from fedmezo.studies.privacy import Privacy
+from fedmezo.studies.privacy import complaint as unprivate
+from fedmezo.studies.robust import Robust
+from fedmezo.studies.robust import complaint as unguarded
 from fedmezo.studies.settings import POOLED, Algorithm, Eval, Federation, Guard, Output, Runtime
 from fedmezo.studies.tomltext import key_lines, value_text
 
@@ -35,6 +39,8 @@ __all__ = [
     "Network",
     "Output",
     "Personal",
+    "Privacy",
+    "Robust",
     "Runtime",
     "Split",
     "changed",
@@ -62,6 +68,8 @@ class Config(Section):
     federation: Federation = Field(default_factory=Federation)
     algorithm: Algorithm = Field(default_factory=Algorithm)
     personal: Personal = Field(default_factory=Personal)
+    robust: Robust = Field(default_factory=Robust)
+    privacy: Privacy = Field(default_factory=Privacy)
     eval: Eval = Field(default_factory=Eval)
     guard: Guard = Field(default_factory=Guard)
     network: Network = Field(default_factory=Network)
@@ -87,6 +95,18 @@ class Config(Section):
     @model_validator(mode="after")
     def _sums_can_be_secret(self) -> "Config":
         if said := insecure(self.network, self.algorithm, self.federation, self.personal):
+            raise ValueError(said)
+        return self
+
+    @model_validator(mode="after")
+    def _liars_can_be_outvoted(self) -> "Config":
+        if said := unguarded(self.robust, self.algorithm, self.federation, self.network):
+            raise ValueError(said)
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_can_be_kept(self) -> "Config":
+        if said := unprivate(self):
             raise ValueError(said)
         return self
 
@@ -211,10 +231,11 @@ def _read(path: Path) -> dict[str, Any]:
         )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
     except (UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as text: {error}.") from None
+    # A number of more than 4,300 digits and lists within lists within lists are no errors of TOML's own.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
 
 
 def _canonical_(given: dict[str, Any]) -> None:
@@ -250,7 +271,7 @@ def _lay_over_(given: dict[str, Any], override: str) -> None:
 def _value(text: str) -> Any:
     try:
         found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return found["value"] if len(found) == 1 else text
 

@@ -17,8 +17,7 @@ from fedmezo.runtime.secure import Secure
 from fedmezo.runtime.walkers import Walkers
 from fedmezo.runtime.wire import WIRE_VERSION
 from fedmezo.studies.build import Built
-from fedmezo.studies.descent import build_algorithm
-from fedmezo.studies.folder import writing
+from fedmezo.studies.folder import write_whole, writing
 from fedmezo.studies.watch import Watch
 from fedmezo.zo.noise import NOISE_VERSION
 
@@ -57,7 +56,7 @@ def connected(built: Built, journal: Journal, line: Line, *, folder: Path, watch
         if sizes.get(client) != seat.examples:
             sizes[client] = seat.examples
             with writing(folder):
-                (folder / CLIENTS).write_text(json.dumps({str(c): n for c, n in sorted(sizes.items())}) + "\n")
+                write_whole(folder / CLIENTS, json.dumps({str(c): n for c, n in sorted(sizes.items())}) + "\n")
 
     hello = Hello(
         run=run_name(journal.header),
@@ -71,8 +70,11 @@ def connected(built: Built, journal: Journal, line: Line, *, folder: Path, watch
     roster = Roster(line, hello, frozenset(range(config.federation.clients)), say, seated)
     told = config.network
     terms = Terms(told.quorum, deadline=told.deadline, patience=told.patience, start=told.clients)
-    method = build_algorithm(config, sizes, params=built.bench.params)
+    method = built.method(sizes)
     walkers = Distant(roster, terms)
+    if config.privacy.mode == "central":
+        # A sum with noise is told to nobody before it is on the disk: a round asked for again would be another sum.
+        walkers.apart = False
     if told.secure:
         if not isinstance(line, SecureLine):
             raise ConfigError("network.secure = true: this way to the clients takes no secret sums; use Flower's.")

@@ -5,18 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedmezo.errors import ConfigError
-from fedmezo.fl.aggregate import weighting
+from fedmezo.fl.aggregate import Weighting, first_bounded, weighting
 from fedmezo.fl.algorithm import Algorithm
 from fedmezo.fl.fedavg import Settings as GradientSettings
 from fedmezo.fl.fedavg import fedavg
 from fedmezo.fl.fedkseed import Pool, fedkseed
 from fedmezo.fl.fedmezo import Settings, fedmezo
-from fedmezo.fl.sweep import limited
+from fedmezo.fl.share import limited
 from fedmezo.runtime.lookout import Lookout, places_of
 from fedmezo.runtime.pace import Pace
 from fedmezo.runtime.walkers import MeteredBench
 from fedmezo.studies.config import Config
 from fedmezo.studies.personal import personalised
+from fedmezo.studies.privacy import privately
+from fedmezo.studies.robust import robust_weights, robustly
 from fedmezo.studies.window import customary_mu
 from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.params import Params
@@ -44,39 +46,47 @@ def resolve(config: Config, *, dim: int) -> Config:
         start = FEDAVG_RATES[algorithm.optimizer]
     rate = algorithm.rate if algorithm.rate is not None else start
     adapt = (algorithm.rate is None if algorithm.adapt is None else algorithm.adapt) and algorithm.name != "fedavg"
+    adapt = adapt and config.privacy.mode == "none"  # losses would tell of the data
     decay = algorithm.decay or ("wsd" if adapt else "constant")
     mu = algorithm.mu if algorithm.mu is not None else customary_mu(config.model.dtype)
     told = {"rate": rate, "mu": mu, "adapt": adapt, "decay": decay}
     return config.model_copy(update={"algorithm": algorithm.model_copy(update=told)})
 
 
-def build_algorithm(config: Config, sizes: Mapping[int, int], *, params: Params | None = None) -> Algorithm[Any]:
+def build_algorithm(
+    config: Config, sizes: Mapping[int, int], *, params: Params | None = None, secret: bytes = b""
+) -> Algorithm[Any]:
     """Returns the algorithm of a resolved configuration, with the clients' own rates if it asks for them.
 
     Args:
       config: the configuration.
       sizes: client -> number of training examples.
       params: what is trained; needed only where rates go by exact distances of walks.
+      secret: names the noise of a private run; without one nobody may walk.
     """
     algorithm = config.algorithm
     if algorithm.rate is None or algorithm.mu is None:
         raise ConfigError("algorithm.rate and algorithm.mu must be numbers here; resolve the configuration first.")
-    return personalised(
-        _plain_algorithm(config, sizes),
+    method = _plain_algorithm(config, sizes)
+    clip = config.network.secure_clip if config.network.secure else algorithm.clip_at
+    own_rates = personalised(
+        method if clip is None else limited(method, clip=clip),
         config.personal,
         seed=config.federation.seed,
         rate=algorithm.rate,
         law=algorithm.law,
         params=params,
     )
+    return privately(robustly(own_rates, config.robust), config, sizes, secret=secret)
 
 
 def _plain_algorithm(config: Config, sizes: Mapping[int, int]) -> Algorithm[Any]:
     algorithm, federation = config.algorithm, config.federation
+    everyone = config.privacy.mode == "central"  # a private cohort is drawn before
     taking_part: dict[str, Any] = {
         "seed": federation.seed,
-        "cohort": federation.cohort if federation.cohort is not None else federation.clients,
-        "weights": weighting(federation.weighting, sizes),
+        "cohort": federation.clients if everyone or federation.cohort is None else federation.cohort,
+        "weights": _weights(config, sizes),
     }
     if algorithm.name == "fedavg":
         return fedavg(_gradient_settings(config), **taking_part)
@@ -91,9 +101,13 @@ def _plain_algorithm(config: Config, sizes: Mapping[int, int]) -> Algorithm[Any]
         score_clip=algorithm.score_clip,
         score_prior=algorithm.score_prior,
     )
-    method = fedkseed(settings, pool, **taking_part)
-    clip = config.network.secure_clip
-    return limited(method, clip=clip) if config.network.secure and clip is not None else method
+    return fedkseed(settings, pool, **taking_part)
+
+
+def _weights(config: Config, sizes: Mapping[int, int]) -> Weighting:
+    plain = weighting(config.federation.weighting, sizes)
+    bounded = first_bounded(plain) if math.isfinite(config.algorithm.clip_multiple) else plain
+    return robust_weights(bounded, config.robust)
 
 
 def _walk_settings(config: Config) -> Settings:
@@ -113,6 +127,8 @@ def _walk_settings(config: Config) -> Settings:
         coding=algorithm.coding,
         normalise=algorithm.normalise,
         momentum=algorithm.momentum,
+        shared=algorithm.shared,
+        quantile=algorithm.clip_quantile,
     )
 
 
@@ -136,6 +152,8 @@ def build_lookout(config: Config, bench: MeteredBench) -> Lookout | None:
     """
     federation, algorithm = config.federation, config.algorithm
     count, pace = config.guard.batches, Pace(federation.rounds, adapt=bool(algorithm.adapt))
+    if config.privacy.mode != "none":
+        return None
     if count is None:
         share = walk_passes(config) / pace.passes(1)
         enough = max(math.ceil(_EXAMPLES / federation.batch_size), round(_SHARE * share))

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
 from typing import Any
 
+from fedmezo.fl.spending import SPENT
 from fedmezo.runtime.journal import Header, Journal, Round
 from fedmezo.runtime.records import by_client
 from fedmezo.zo.estimate import robust_scale
@@ -92,6 +93,7 @@ class Facts:
       steps: local steps of the newest round; 0 before the first.
       mu: perturbation scale of the newest round; nan before the first.
       dense: whether weights travelled instead of scalars.
+      privacy: what has been spent of whose privacy; empty where none is kept.
     """
 
     header: Header
@@ -102,6 +104,7 @@ class Facts:
     steps: int
     mu: float
     dense: bool
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def clients(self) -> tuple[int, ...]:
@@ -181,10 +184,16 @@ def gather(journal: Journal, *, summary: Mapping[str, object] | None = None) -> 
         rows=tuple(rows),
         evaluations=tuple(sorted(journal.evaluations(), key=lambda item: item[0])),
         summary=summary or {},
-        steps=(config["federation"]["local_steps"] if task.sweep else task.steps) if task else 0,
+        steps=task.steps if task else 0,
         mu=task.mu if task else math.nan,
         dense=bool(task and task.dense),
+        privacy=_spent(last.events) if last else {},
     )
+
+
+def _spent(events: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
+    told = [detail for kind, detail in events if kind == SPENT]
+    return dict(json.loads(told[-1])) if told else {}
 
 
 def _row(done: Round) -> Row:

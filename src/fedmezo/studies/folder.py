@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,19 @@ from fedmezo.studies.build import load_base
 from fedmezo.studies.config import Config, parse_config
 from fedmezo.zo.noise import NOISE_VERSION
 
-__all__ = ["BEGUN", "DATA", "JOURNAL", "base_of", "new_folder", "opened", "rounds_upto", "writing"]
+__all__ = [
+    "BEGUN",
+    "DATA",
+    "JOURNAL",
+    "aside",
+    "base_of",
+    "is_run",
+    "new_folder",
+    "opened",
+    "rounds_upto",
+    "write_whole",
+    "writing",
+]
 
 JOURNAL = "journal.sqlite"
 DATA = "data.sha256"
@@ -33,7 +46,9 @@ def new_folder(config: Config, out: Path | None) -> Path:
     """
     named = out or (Path(config.output.dir).expanduser() if config.output.dir else None)
     folder = named or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    if (folder / JOURNAL).exists():
+    with writing(folder):
+        taken = (folder / JOURNAL).exists()
+    if taken:
         raise ConfigError(
             f"{folder} holds a run already; go on with `fedmezo resume {folder}` or choose another --out."
         )
@@ -61,16 +76,53 @@ def writing(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder} cannot be written ({reason}); choose another folder.") from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all, whenever the process or the power fails."""
+    new = path.with_name(path.name + ".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """Lends a new folder inside `folder`, whose content takes its place in `folder` at the end.
+
+    What others write is not theirs to write halfway: a library's half file, whatever its name, goes with the next call.
+    """
+    new = folder / ".new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for path in sorted(new.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(folder / path.name, ignore_errors=True)
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def is_run(folder: Path) -> bool:
+    """Returns whether a folder holds a run; raises ConfigError where nobody can tell."""
+    try:
+        return (folder / JOURNAL).exists()
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read ({error.strerror}); make it readable or give another.") from error
+
+
 @contextmanager
 def opened(folder: Path, *, readonly: bool = False) -> Iterator[Journal]:
     """Lends the journal of a run's folder.
 
     Raises:
-      ConfigError: the folder holds no run.
+      ConfigError: the folder holds no run, or cannot be entered.
       JournalError: as `Journal.open`.
     """
     path = folder / JOURNAL
-    if not path.exists():
+    if not is_run(folder):
         raise ConfigError(f"{folder} holds no run (no {JOURNAL} in it); give the folder that `fedmezo run` made.")
     with Journal.open(path, readonly=readonly) as journal:
         yield journal

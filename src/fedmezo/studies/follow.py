@@ -93,7 +93,7 @@ class _Tale:
         self._lines = Lines(folder / LIVE, told=False)
         self._journal: Journal | None = None
         self._back: frozenset[tuple[int, str]] = frozenset()
-        self._seen = 0  # events of the journal that were looked at
+        self._seen = 0  # events of who came and went that were looked at
         self._began = self._taught = False
 
     def close(self) -> None:
@@ -126,10 +126,9 @@ class _Tale:
 
     def _tell_events(self, journal: Journal) -> None:
         """Tells who came and went, unless a teller does, at once: a round may be long in coming."""
-        events = journal.events()
-        for _, kind, detail in events[self._seen :] if not self._taught else ():
-            if kind == _NETWORK:
-                self._watch.note(detail)
+        events = journal.events(_NETWORK)
+        for _, _, detail in events[self._seen :] if not self._taught else ():
+            self._watch.note(detail)
         self._seen = len(events)
 
     def _known(self, journal: Journal) -> dict[str, object]:
@@ -151,7 +150,7 @@ class _Tale:
                 self._journal = Journal.open(self._folder / _JOURNAL, readonly=True)
                 self._back = _rollbacks(self._journal)
                 self._next = min(self._next, self._journal.last)
-                self._seen = len(self._journal.events()) if self._skip else 0
+                self._seen = len(self._journal.events(_NETWORK)) if self._skip else 0
             except JournalError:
                 self._failed += 1
                 if self._failed == _STUBBORN:
@@ -180,4 +179,4 @@ class _Tale:
 
 
 def _rollbacks(journal: Journal) -> frozenset[tuple[int, str]]:
-    return frozenset((kept, detail) for kept, kind, detail in journal.events() if kind == "rollback")
+    return frozenset((kept, detail) for kept, _, detail in journal.events("rollback"))

@@ -134,7 +134,9 @@ def _refuse(asked: Hosting) -> None:
 
 
 def _run(asked: Hosting, config: Config, *, control: Control, child: Child, watch: Watch) -> Mapping[str, Any]:
+    from fedmezo.studies.folder import write_whole
     from fedmezo.studies.follow import LIVE, follow
+    from fedmezo.studies.seal import renew
 
     folder, home = asked.folder.absolute(), home_of(asked.folder)
     write_app(home / "app", app_config(config, folder=str(folder), resume=asked.resume, more=asked.more))
@@ -148,7 +150,8 @@ def _run(asked: Hosting, config: Config, *, control: Control, child: Child, watc
     path = folder / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8"))
     summary["flower"] = {"up": course.state.up, "down": course.state.down}
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(summary, indent=2) + "\n")
+    renew(folder, path.name)
     return dict(summary)
 
 

@@ -1,14 +1,16 @@
 """What a client keeps on its disk between starts: the trained parameters, and which rounds they have behind them."""
 
+import hashlib
 import json
-import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fedmezo.studies.folder import writing
+from fedmezo.studies.folder import aside, writing
 from fedmezo.zo.params import Params
 
 __all__ = ["Held", "keep", "kept"]
@@ -33,6 +35,14 @@ class Held:
     exact: bool = True
 
 
+_FIELDS: dict[str, Callable[[Any], Any]] = {"run": str, "instance": str, "rounds": int, "exact": bool}
+
+
+def _digest(params: Params, held: Held) -> str:
+    """Returns what shows that a bit of the parameters, or of what is said of them, has changed."""
+    return hashlib.sha256((params.digest() + json.dumps(asdict(held), sort_keys=True)).encode()).hexdigest()
+
+
 def keep(folder: Path, params: Params, held: Held) -> None:
     """Writes the parameters, whole or not at all.
 
@@ -42,10 +52,10 @@ def keep(folder: Path, params: Params, held: Held) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = folder / f"{_FILE}.new"
-        note = json.dumps({**asdict(held), "digest": params.digest()})
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in params}, new, metadata={"held": note})
-        os.replace(new, folder / _FILE)
+        note = json.dumps({**asdict(held), "digest": _digest(params, held)})
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in params}
+        with aside(folder) as new:
+            save_file(tensors, new / _FILE, metadata={"held": note})
 
 
 def kept(folder: Path, params: Params, *, wanted: Held) -> Held | None:
@@ -57,15 +67,14 @@ def kept(folder: Path, params: Params, *, wanted: Held) -> Held | None:
     try:
         with safe_open(folder / _FILE, framework="pt") as file:
             told = json.loads((file.metadata() or {})["held"])
-            digest = told.pop("digest")
-            held = Held(**told)
+            digest, held = told["digest"], Held(**{name: kind(told[name]) for name, kind in _FIELDS.items()})
             if held.run != wanted.run or set(file.keys()) != set(params.names):
                 return None
             params.copy_(Params({name: file.get_tensor(name) for name in params.names}))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError):
         params.copy_(before)
         return None
-    if params.digest() != digest:
+    if _digest(params, held) != digest:
         params.copy_(before)
         return None
     return held

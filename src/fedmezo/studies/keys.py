@@ -69,6 +69,8 @@ class Section(BaseModel):
     @classmethod
     def _plain(cls, name: str, value: Any) -> Any:
         """Returns a value with lists as tuples, and None for the word that stands for it."""
+        if isinstance(value, int) and abs(value) > MAX_SEED:
+            raise ValueError(f"'{name}' is a whole number of more than 64 bits; give a smaller one.")
         if name in cls.model_fields and isinstance(value, str) and value and value == note_of(cls, name, "word"):
             return None
         return tuple(value) if isinstance(value, list) else value

@@ -40,7 +40,7 @@ class Network(Section):
     )
     secure: bool = key(
         "Secure aggregation: the server learns the sum of the clients' walks and nothing of a single one; needs "
-        "algorithm.name = fedkseed and secure_clip (docs/secure-aggregation.md). Simulated clients are summed in the "
+        "algorithm.shared = true and secure_clip (docs/secure-aggregation.md). Simulated clients are summed in the "
         "clear, to the same model up to the sum's rounding.",
         default=False,
         also=("secagg", "secure_aggregation"),
@@ -60,10 +60,10 @@ def complaint(network: Network, algorithm: Algorithm, federation: Federation, pe
         return None
     wants = {
         "network.secure_clip": ("a number", network.secure_clip, network.secure_clip is not None),
-        "algorithm.name": ('"fedkseed"', algorithm.name, algorithm.name == "fedkseed"),
+        "algorithm.name": ('"fedmezo" or "fedkseed"', algorithm.name, algorithm.name in ("fedmezo", "fedkseed")),
         "algorithm.directions": ("1", algorithm.directions, algorithm.directions == 1),
         "algorithm.momentum": ("0", algorithm.momentum, algorithm.momentum == 0),
-        "algorithm.shared": ("false", algorithm.shared, not algorithm.shared),
+        "algorithm.shared": ("true", algorithm.shared, algorithm.shared),
         "algorithm.clip_at": ("none", algorithm.clip_at, algorithm.clip_at is None),
         "algorithm.coding": ('"float32"', algorithm.coding, algorithm.coding == "float32"),
         "federation.weighting": ('"uniform"', federation.weighting, federation.weighting == "uniform"),
@@ -87,10 +87,10 @@ def _told(got: object) -> str:
 
 _REASONS = {
     "network.secure_clip": "what is summed has to lie in a range that everyone knows",
-    "algorithm.name": "only walks over a pool of seeds add up seed by seed, and fedkseed-pro goes by single slopes",
+    "algorithm.name": "only walks add up step by step, and fedkseed-pro goes by single slopes",
     "algorithm.directions": "a secure walk has one direction a step",
     "algorithm.momentum": "a secure walk has none",
-    "algorithm.shared": "sums are over all seeds of the pool",
+    "algorithm.shared": "the sum along a direction that one client has alone is that client's slope",
     "algorithm.clip_at": "network.secure_clip is the limit on slopes",
     "algorithm.coding": "what travels is a sum, in a format of its own",
     "federation.weighting": "the sum has every client once",

@@ -6,6 +6,7 @@ Every function takes plain text and returns safe HTML; `Html` marks text that is
 import html
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "DASH",
@@ -21,6 +22,7 @@ __all__ = [
     "dot",
     "duration",
     "number",
+    "privacy_words",
     "safe",
     "size",
     "switch",
@@ -96,6 +98,14 @@ def duration(seconds: float | None) -> str:
         return f"{number(seconds, 3)} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def privacy_words(spent: Mapping[str, Any]) -> str:
+    """Returns what has been spent of whose privacy, as the journal's event has it."""
+    epsilon, budget = spent.get("epsilon"), spent.get("budget")
+    so_far = "epsilon without bound" if epsilon is None else f"epsilon {number(epsilon, 3)}"
+    limit = "" if budget is None else f" of {budget:g}"
+    return f"{so_far}{limit} at delta {spent.get('delta'):g} for each {spent.get('unit')}"
 
 
 def change(start: float | None, end: float | None, *, scale: float = 1.0, digits: int = 3) -> str:

@@ -8,15 +8,17 @@ no server ever sees. It loads the model when the first hello says which, and wal
 """
 
 import json
+import math
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedmezo import __version__
 from fedmezo.errors import ConfigError, FedMeZOError, ModelError, RunError
-from fedmezo.fl.sweep import share_of
+from fedmezo.fl.algorithm import Task
+from fedmezo.fl.share import share_of
 from fedmezo.models.bench import ModelBench
 from fedmezo.runtime.calls import (
     PROTOCOL,
@@ -37,14 +39,17 @@ from fedmezo.runtime.calls import (
 )
 from fedmezo.runtime.pull import catch_up_
 from fedmezo.runtime.walkers import Client, walk
-from fedmezo.runtime.wire import WIRE_VERSION, News, Sums, Values, decode_task, encode_reply
+from fedmezo.runtime.wire import WIRE_VERSION, Sums, Told, Values, decode_task, encode_reply
 from fedmezo.studies.build import build_model, load_base
 from fedmezo.studies.config import Config, parse_config, with_changes
+from fedmezo.studies.consent import refuse_unasked
 from fedmezo.studies.deal import read_data, read_own
 from fedmezo.studies.descent import build_algorithm
 from fedmezo.studies.kept import Held, keep, kept
+from fedmezo.studies.spent import Spent
 from fedmezo.zo.noise import NOISE_VERSION, Law
 from fedmezo.zo.params import Params, Saved
+from fedmezo.zo.seedsum import DenseDelta
 
 __all__ = ["Asked", "Resident", "build_resident"]
 
@@ -53,6 +58,7 @@ Say = Callable[[str], None]
 _BUILDING = threading.Lock()
 # What the person at a client may set: where things are, and what this machine is. All else is the run's.
 _OWN = ("data", "runtime")
+_ALSO = ("model.name", "privacy.epsilon")
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,12 @@ class Asked:
     Attributes:
       client: its stable number.
       state: folder that keeps its model between starts; None keeps nothing.
-      settings: `a.b=c` changes to the server's configuration: data, runtime and model.name only.
+      settings: `a.b=c` changes to the server's configuration: data, runtime, model.name and privacy.epsilon only; the
+        last is what this client will spend at most, over all private runs its state folder knows; it takes part in no
+        other ones then.
       own: whether all of its data is its own, instead of a share of the run's.
       threads: CPU threads; None leaves the choice to the configuration.
+      trusting: whether the server may name any model and any file of this machine.
     """
 
     client: int
@@ -72,6 +81,7 @@ class Asked:
     settings: tuple[str, ...] = ()
     own: bool = False
     threads: int | None = None
+    trusting: bool = False
 
 
 def build_resident(asked: Asked, *, say: Say = lambda _: None) -> "Resident":
@@ -82,8 +92,10 @@ def build_resident(asked: Asked, *, say: Say = lambda _: None) -> "Resident":
     """
     for setting in asked.settings:
         name = setting.partition("=")[0].strip()
-        if name != "model.name" and name.split(".")[0] not in _OWN:
-            raise ConfigError(f"--set {setting}: a client sets data.*, runtime.* and model.name; the server the rest.")
+        if name not in _ALSO and name.split(".")[0] not in _OWN:
+            raise ConfigError(
+                f"--set {setting}: a client sets data.*, runtime.*, {' and '.join(_ALSO)}; the server the rest."
+            )
     return Resident(asked, say)
 
 
@@ -98,6 +110,7 @@ class _Taking:
     base: Saved
     held: Held
     secure: bool = False
+    spent: Spent | None = None
 
     def reset_(self) -> None:
         self.base.restore_(self.bench.params)
@@ -116,7 +129,7 @@ class Resident:
 
     def answer(self, request: bytes) -> bytes:
         """Returns the answer to a request; what goes wrong is refused in one sentence, and said here too."""
-        if request == self._last[0]:
+        if request and request == self._last[0]:
             return self._last[1]  # a server that was started again asks for what it lost
         try:
             answer = self._answer(request)
@@ -155,7 +168,10 @@ class Resident:
         )
 
     def _take_part(self, hello: Hello) -> _Taking:
-        config = self._configured(parse_config(json.loads(hello.config)))
+        told = parse_config(json.loads(hello.config))
+        if not self._asked.trusting:
+            refuse_unasked(told, self._asked.settings, own=self._asked.own)
+        config = self._configured(told)
         loaded = load_base(config, say=self._say)
         if loaded.fingerprint != hello.fingerprint:
             raise ModelError(
@@ -178,8 +194,11 @@ class Resident:
         base, held = Saved(params), Held(hello.run, self._instance)
         if self._asked.state is not None:
             held = kept(self._asked.state, params, wanted=held) or held
-        method = build_algorithm(tuned.config, {client: len(part)}, params=params)
-        return _Taking(hello, tuned.bench, method.client, len(part), base, held, config.network.secure)
+        frugal = any(setting.split("=")[0].strip() == "privacy.epsilon" for setting in self._asked.settings)
+        spent = Spent.of(tuned.config, self._asked.state, run=hello.run, part=part, whole=frugal)
+        secret = spent.secret if spent is not None else b""
+        method = build_algorithm(tuned.config, {client: len(part)}, params=params, secret=secret)
+        return _Taking(hello, tuned.bench, method.client, len(part), base, held, config.network.secure, spent)
 
     def _configured(self, config: Config) -> Config:
         """Returns the server's configuration with what this machine sets; a worker's own keys are the client's."""
@@ -205,17 +224,29 @@ class Resident:
             return Behind(0)
         if self._asked.state is not None and taking.held != before:
             keep(self._asked.state, params, taking.held)
+        return self._walked(taking, task, share=isinstance(told, Addend))
+
+    def _walked(self, taking: _Taking, task: Task, *, share: bool) -> Answer:
+        """Walks, and returns the reply, or the share of a sum."""
+        if taking.spent is not None:
+            self._say(taking.spent.spend(task, taking.bench.params.digest()))
         walked = walk(taking.client, taking.bench, [task])
         reply = walked.replies[0]
-        self._say(f"Round {task.round}: loss {reply.loss:.4g}, {walked.seconds:.1f} s.")
-        if isinstance(told, Addend):
+        loss = "" if math.isnan(reply.loss) else f"loss {reply.loss:.4g}, "
+        self._say(f"Round {task.round}: {loss}{walked.seconds:.1f} s.")
+        if taking.spent is not None:
+            # How long it took, and over how many tokens, tells of the examples.
+            return Done(encode_reply(reply), walked.forwards)
+        if share:
             return Share(share_of(task, reply).astype("<f4").tobytes())
         return Done(encode_reply(reply), walked.forwards, walked.tokens, walked.seconds)
 
     @staticmethod
-    def _caught_up(taking: _Taking, content: Sequence[News] | Sums | Values, *, round_number: int, law: Law) -> bool:
+    def _caught_up(taking: _Taking, content: Told, *, round_number: int, law: Law) -> bool:
         """Brings the model to a round by what came with its task; returns whether that was enough."""
         params = taking.bench.params
+        if isinstance(content, DenseDelta):
+            raise RunError("A task came with a change of all parameters, which no server sends; this one is not ours.")
         if isinstance(content, Values):
             params.copy_(Params(dict(content.tensors)))
             taking.held = replace(taking.held, rounds=round_number, exact=True)
@@ -228,8 +259,9 @@ class Resident:
         if taking.held.rounds > round_number:
             taking.reset_()  # the server has gone back
         missed = [item for item in content if item.tasks[0].round >= taking.held.rounds]
-        rounds = [item.tasks[0].round for item in missed]
-        if rounds != list(range(taking.held.rounds, round_number)):
+        rounds, wanted = [item.tasks[0].round for item in missed], range(taking.held.rounds, round_number)
+        # Lengths first: a server may name any round, and four thousand million numbers are no small list.
+        if len(rounds) != len(wanted) or rounds != list(wanted):
             return False
         catch_up_(params, missed, law=law)
         taking.held = replace(taking.held, rounds=round_number)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedmezo import __version__
 from fedmezo.channels import plain
-from fedmezo.errors import ConfigError, JournalError
+from fedmezo.errors import ConfigError, JournalError, RunError
 from fedmezo.runtime.journal import Header, Journal
 from fedmezo.runtime.line import Line
 from fedmezo.runtime.lookout import Lookout
@@ -20,17 +20,21 @@ from fedmezo.runtime.progress import RoundReport
 from fedmezo.runtime.simulate import simulate
 from fedmezo.runtime.walkers import Walkers
 from fedmezo.studies.build import Built, build, build_downlink, load_base, walkers_of
-from fedmezo.studies.config import Config
+from fedmezo.studies.config import Config, parse_config
 from fedmezo.studies.connect import NETWORK, connected
 from fedmezo.studies.descent import build_lookout, cost_of
-from fedmezo.studies.folder import BEGUN, DATA, JOURNAL, base_of, new_folder, opened, writing
+from fedmezo.studies.folder import BEGUN, DATA, JOURNAL, base_of, new_folder, opened, write_whole, writing
 from fedmezo.studies.judge import judge
+from fedmezo.studies.seal import MANIFEST, sealing, sound
+from fedmezo.studies.secret import kept_secret, new_secret, write_secret
 from fedmezo.studies.summary import Summary, summarise
 from fedmezo.studies.uses import evaluate, export, rollback, save, verify
 from fedmezo.studies.watch import NullWatch, TensorBoardWatch, Watch, Watchers
 from fedmezo.zo.noise import NOISE_VERSION
 
 __all__ = ["Summary", "evaluate", "export", "resume", "rollback", "run", "verify"]
+
+_SHORT = ("out of memory", "can't allocate memory", "std::bad_alloc")
 
 
 def run(
@@ -48,7 +52,8 @@ def run(
       ConfigError: the folder holds a run already, or cannot be written.
     """
     folder = new_folder(config, Path(out) if out is not None else None)
-    built = build(config, loaded=load_base(config, say=(watch or NullWatch()).note))
+    secret = new_secret(config.privacy)
+    built = build(config, loaded=load_base(config, say=(watch or NullWatch()).note), secret=secret)
     header = Header(
         config=built.config.model_dump_json(),
         fingerprint=built.loaded.fingerprint,
@@ -61,13 +66,12 @@ def run(
     )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with Journal.create(folder / JOURNAL, header) as journal:
-        # After the journal: whoever loses a race for the folder has written nothing into it.
-        with writing(folder):
-            (folder / "config.toml").write_text(built.config.to_toml(), encoding="utf-8")
-            (folder / DATA).write_text(built.data.digest() + "\n", encoding="utf-8")
-            known = {"dim": built.bench.params.dim, "split": built.data.split.as_dict()}
-            (folder / BEGUN).write_text(json.dumps(plain(known), allow_nan=False) + "\n", encoding="utf-8")
+    # The journal comes first: whoever loses a race for the folder has written nothing into it.
+    with Journal.create(folder / JOURNAL, header) as journal, sealing(folder, journal):
+        if config.privacy.mode != "none" and config.privacy.noise_seed is None:
+            with writing(folder):
+                write_secret(folder, secret)
+        _describe(built, journal, folder=folder, anew=True)
         return _go_on(built, journal, folder=folder, watch=watch, line=line)
 
 
@@ -93,7 +97,10 @@ def resume(
       JournalError: the base model or the data is not what the run began with.
     """
     folder = Path(folder)
+    # Before it is opened: to open it for writing may change a byte of it, which the chain does not know.
+    _refuse_damaged(folder)
     with opened(folder) as journal:
+        journal.check_head()
         if line is None and journal.header.kind == NETWORK:
             raise ConfigError(
                 f"The clients of {folder} are on other machines; go on with `fedmezo server --resume {folder}`."
@@ -108,14 +115,40 @@ def resume(
             config = config.model_copy(update={"federation": config.federation.model_copy(update={"rounds": rounds})})
         if workers is not None:
             config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": workers})})
-        built = build(config, loaded=loaded)
+        # Nothing was walked before the secret lay there.
+        built = build(config, loaded=loaded, secret=kept_secret(folder, config.privacy, make=journal.last == 0))
         known = folder / DATA
         if known.exists() and known.read_text(encoding="utf-8").strip() != built.data.digest():
             raise JournalError(
                 f"The data has changed since {folder} began: its records give other batches now; restore them, or "
                 f"delete {known} to go on with the new ones."
             )
-        return _go_on(built, journal, folder=folder, watch=watch, line=line)
+        with sealing(folder, journal):
+            _describe(built, journal, folder=folder, anew=False)
+            return _go_on(built, journal, folder=folder, watch=watch, line=line)
+
+
+def _refuse_damaged(folder: Path) -> None:
+    if not sound(folder, JOURNAL):
+        raise JournalError(
+            f"{folder / JOURNAL} is damaged: it is not what it was when it was sealed, and `fedmezo verify {folder}` "
+            f"says more; restore a copy, or delete {folder / MANIFEST} if it was changed on purpose."
+        )
+
+
+def _describe(built: Built, journal: Journal, *, folder: Path, anew: bool) -> None:
+    """Writes what a run leaves beside its journal from its start on; unless `anew`, what a kill kept from there."""
+    config = parse_config(json.loads(journal.header.config))
+    known = {"dim": built.bench.params.dim, "split": built.data.split.as_dict()}
+    texts = {
+        "config.toml": config.to_toml(),
+        DATA: built.data.digest() + "\n",
+        BEGUN: json.dumps(plain(known), allow_nan=False) + "\n",
+    }
+    with writing(folder):
+        for name, text in texts.items():
+            if anew or not (folder / name).exists():
+                write_whole(folder / name, text)
 
 
 def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None, line: Line | None) -> Summary:
@@ -124,13 +157,28 @@ def _go_on(built: Built, journal: Journal, *, folder: Path, watch: Watch | None,
     lookout = build_lookout(built.config, built.bench)
     for note in (*built.notes, *cost_of(lookout, built.config)):
         watched.note(note)
-    with _walkers(built, journal, line, folder=folder, watch=watched) as (built, walkers):
+    with _walkers(built, journal, line, folder=folder, watch=watched) as (built, walkers), _out_of_memory(folder):
         for report in _reports(built, journal, walkers=walkers, lookout=lookout):
             watched.round(report)
     summary = summarise(built, journal, folder=folder)
     _keep(built, journal, folder=folder, summary=summary, watch=watched)
     watched.finish(summary.as_dict())
     return summary
+
+
+@contextmanager
+def _out_of_memory(folder: Path) -> Iterator[None]:
+    """Turns what Python, torch on a CPU and torch on a GPU raise when memory is short into one sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(told in str(error).lower() for told in _SHORT):
+            raise
+        raise RunError(
+            f"There was not enough memory for a round; every finished one is in the journal. Free some and go on with "
+            f"`fedmezo resume {folder}`, or begin a run with a smaller federation.batch_size, data.max_tokens or "
+            "runtime.lanes."
+        ) from error
 
 
 @contextmanager
@@ -183,7 +231,7 @@ def _keep(built: Built, journal: Journal, *, folder: Path, summary: Summary, wat
     split = built.data.split.as_dict()
     with writing(folder):
         kept = json.dumps(plain({**summary.as_dict(), "split": split}), indent=2, allow_nan=False)
-        (folder / "summary.json").write_text(kept + "\n", encoding="utf-8")
+        write_whole(folder / "summary.json", kept + "\n")
         if built.config.output.export:
             save(built, folder / "adapter")
         if built.config.output.report:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmezo.studies.attendance import Attendance
-from fedmezo.studies.page import count, duration, number, size
+from fedmezo.studies.page import count, duration, number, privacy_words, size
 
 __all__ = ["Screen", "facts_table", "summary_table"]
 
@@ -35,6 +35,8 @@ _FILES = {
     "journal.sqlite": "the whole run, for resume, verify and export",
     "config.toml": "the configuration in force",
     "tensorboard": "curves, for tensorboard --logdir",
+    "privacy.key": "the secret that this run's noise is made of; show it to nobody",
+    "MANIFEST.json": "the seal: what `fedmezo verify` compares every byte with",
 }
 
 
@@ -150,6 +152,7 @@ class Screen:
             f"loss {number(report.loss)}",
             f"rate {report.rate:.3g}",
             clip,
+            f"epsilon {number(report.epsilon, 3)}" if report.epsilon is not None else "",
             f"{size(self._bytes)} sent" if long else size(self._bytes),
             f"{speed} forwards/s" if long else f"{speed}/s",
             f"{_clock(left * pace)} left" if long else _clock(left * pace),
@@ -233,12 +236,15 @@ def _costs(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "traffic in all", f"{size(sent.get('up_total'))} up, {size(sent.get('down_total'))} down"
     if moved := summary.get("flower"):
         yield "of Flower's messages", f"{size(moved.get('up'))} up, {size(moved.get('down'))} down, framing and all"
-    yield "work", f"{count(summary.get('forwards'))} forward passes over {count(summary.get('tokens'))} tokens"
+    tokens = f" over {count(summary['tokens'])} tokens" if summary.get("tokens") else ""
+    yield "work", f"{count(summary.get('forwards'))} forward passes{tokens}"
     megabytes = summary.get("peak_rss_mb")
     memory = f", {size(megabytes * 1e6)} of memory at most" if megabytes else ""
     yield "time", f"{duration(summary.get('seconds'))}{memory}"
     if summary.get("skipped_steps"):
         yield "skipped steps", f"{count(summary['skipped_steps'])} (a loss was not finite)"
+    if private := summary.get("privacy"):
+        yield "privacy", privacy_words(private)
     yield "digest", str(summary.get("digest") or "")[:16]
 
 

@@ -121,6 +121,20 @@ class Algorithm(Section):
         default=3.0,
         also=("clip_slope",),
     )
+    clip_at: float | None = key(
+        "A limit on |slope| itself, in nats per unit of the parameters, in place of clip; the same in every round, and "
+        "in force from the first.",
+        default=None,
+        example=50.0,
+        gt=0,
+    )
+    clip_quantile: float = key(
+        "The running scale of the slopes is this quantile of a round's |slope|, as a normal deviation; 0.5 is the "
+        "median. A lower one holds against more clients that send huge slopes, and fewer that send none.",
+        default=0.5,
+        ge=0.05,
+        le=0.95,
+    )
     decay: Literal["constant", "linear", "cosine", "wsd"] | None = key(
         "How the rate falls over the rounds: constant | linear | cosine | wsd (constant for the first half, then "
         'linear); "auto" is wsd where the rate is adapted, else constant.',
@@ -139,6 +153,12 @@ class Algorithm(Section):
         default=0.0,
         ge=0,
         lt=1,
+    )
+    shared: bool = key(
+        "All clients of a round walk along the same directions, so that their slopes can be compared one by one, as "
+        "[robust] and central [privacy] need; a round then tries as many directions as one client.",
+        default=False,
+        also=("shared_directions",),
     )
     coding: Literal["float32", "float16", "bfloat16", "float8", "sign"] = key(
         "Number format of the slopes on the wire: float32 | float16 | bfloat16 | float8 (e5m2) | sign (1 bit, as "
@@ -206,6 +226,10 @@ class Algorithm(Section):
                 f"algorithm.normalise divides by the deviation of a step's slopes: algorithm.directions must be at "
                 f"least 2, got {self.directions}."
             )
+        if self.name == "fedavg" and self.clip_at is not None:
+            raise ValueError("algorithm.clip_at is a limit on slopes, and fedavg has none; leave it out.")
+        if self.name == "fedavg" and self.shared:
+            raise ValueError("algorithm.shared is about directions, and fedavg has none; set it to false.")
         if self.name == "fedavg" and self.optimizer == "adamw" and self.momentum:
             raise ValueError(
                 f"algorithm.momentum is for sgd, got {self.momentum} with adamw, which keeps means of its own; set it "

@@ -1,17 +1,19 @@
 """The result of a run, from its journal."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fedmezo.fl.spending import SPENT
 from fedmezo.runtime.journal import LOOK, Journal
 from fedmezo.runtime.meter import peak_rss_mb
 from fedmezo.runtime.pace import Look
 from fedmezo.runtime.simulate import START
 from fedmezo.studies.build import Built
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["Summary", "spent_of", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Summary:
       peak_rss_mb: largest resident set of this process.
       skipped_steps: directions skipped because a loss was not finite.
       digest: sha256 of the trained parameters.
+      privacy: of a private run: the epsilon that any unit has spent at most (None: without bound), its budget, delta,
+        sigma and unit; else None.
     """
 
     run_dir: str
@@ -53,6 +57,7 @@ class Summary:
     peak_rss_mb: float
     skipped_steps: int
     digest: str
+    privacy: Mapping[str, object] | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Returns the fields as plain values."""
@@ -91,7 +96,14 @@ def summarise(built: Built, journal: Journal, *, folder: Path) -> Summary:
         peak_rss_mb=peak_rss_mb(),
         skipped_steps=total["skipped"],
         digest=built.bench.params.digest(),
+        privacy=spent_of(journal),
     )
+
+
+def spent_of(journal: Journal) -> dict[str, object] | None:
+    """Returns what the last round says of the privacy spent; None where none is kept."""
+    told = [detail for _, kind, detail in journal.events() if kind == SPENT]
+    return dict(json.loads(told[-1])) if told else None
 
 
 def _totals(journal: Journal) -> tuple[Counter[str], float]:

@@ -19,6 +19,7 @@ from fedmezo.studies.page import (
     dot,
     duration,
     number,
+    privacy_words,
     safe,
     size,
     table,
@@ -48,6 +49,10 @@ def cards(facts: Facts) -> str:
         card("Peak memory", size(peak * 1e6) if isinstance(peak, int | float) else DASH, "of the process"),
         card("Skipped steps", count(skipped), "a loss was not finite" if skipped else "every loss was finite"),
     ]
+    if facts.privacy:
+        spent = facts.privacy.get("epsilon")
+        value = "without bound" if spent is None else f"epsilon {number(spent, 3)}"
+        parts.append(card("Privacy spent", value, privacy_words(facts.privacy)))
     return f"<div class=cards>{''.join(parts)}</div>"
 
 

@@ -10,8 +10,10 @@ from fedmezo.models.load import Loaded
 from fedmezo.runtime.journal import replay, update_of
 from fedmezo.studies.build import Built, Tuned, build, build_model, load_base
 from fedmezo.studies.config import Config, load_config
-from fedmezo.studies.folder import JOURNAL, base_of, opened, rounds_upto, writing
+from fedmezo.studies.folder import JOURNAL, aside, base_of, is_run, opened, rounds_upto, writing
 from fedmezo.studies.judge import judge
+from fedmezo.studies.seal import MANIFEST, check, renew, seal, sealing, unseal
+from fedmezo.studies.summary import spent_of
 from fedmezo.zo.perturb import apply_
 
 __all__ = ["evaluate", "export", "rollback", "save", "verify"]
@@ -22,17 +24,23 @@ SETTINGS = "fedmezo.toml"
 def save(tuned: Tuned, folder: Path, *, merged: bool = False) -> Path:
     """Writes the model as it stands: a PEFT adapter folder, or a whole model when merged or when all of it is trained.
 
+    The folder is sealed when it is complete; `verify` compares every byte of it with the seal.
+
     Raises:
       ConfigError: the folder cannot be written.
     """
     adapter, params = tuned.bench.adapter, tuned.bench.params
-    with writing(folder):
-        if merged or adapter.kind == "full":
+    merged = merged or adapter.kind == "full"
+    unseal(folder)
+    with writing(folder), aside(folder) as new:
+        if merged:
             whole = _whole(tuned)
-            save_merged(folder, whole.model, adapter=adapter, params=params, tokenizer=whole.tokenizer)
+            save_merged(new, whole.model, adapter=adapter, params=params, tokenizer=whole.tokenizer)
         else:
-            save_adapter(folder, params, adapter=adapter, base=tuned.base_name)
-        (folder / SETTINGS).write_text(tuned.config.to_toml(), encoding="utf-8")
+            save_adapter(new, params, adapter=adapter, base=tuned.base_name)
+        (new / SETTINGS).write_text(tuned.config.to_toml(), encoding="utf-8")
+    about = {"base": tuned.base_name, "fingerprint": tuned.loaded.fingerprint, "digest": params.digest()}
+    seal(folder, kind="model" if merged else "adapter", about=about)
     return folder
 
 
@@ -67,20 +75,30 @@ def export(folder: Path | str, *, to: str = "peft", round: int | None = None, ou
         if to == "peft" and tuned.config.adapter.kind == "full":
             raise ConfigError("This run trains all parameters, so there is no adapter; use --to merged.")
         replay(tuned.bench.params, journal, upto=upto)
-    return save(tuned, out or folder / f"{to}-round-{upto}", merged=to == "merged")
+    written = save(tuned, out or folder / f"{to}-round-{upto}", merged=to == "merged")
+    if written.absolute().parent == folder.absolute():
+        renew(folder, written.name)
+    return written
 
 
 def verify(folder: Path | str) -> dict[str, object]:
-    """Rebuilds the model from the journal and compares it with every digest taken during the run.
+    """Compares every byte of a run's folder, or of one that `export` wrote, with what it was when it was sealed.
 
-    Needs the base model and no training data.
+    Of a run also rebuilds the model from the journal and compares it with every digest taken during the run; that
+    needs the base model and no training data. A run that has not ended has no seal, so "seal" is None: every bit that
+    matters to its rounds is checked all the same.
 
     Raises:
       JournalError: the chain is broken, or a digest differs; the message names the round.
+      SealError: any other byte has changed; the message names the file.
+      ConfigError: the folder holds no run, or an export without a seal.
     """
     folder = Path(folder)
+    if not is_run(folder) and ((folder / MANIFEST).exists() or _exported(folder)):
+        return _verify_export(folder)
     with opened(folder, readonly=True) as journal:
         journal.verify_chain()
+        known = check(folder)
         tuned = build_model(*base_of(journal))
         compared = 0
         for done in journal.rounds():
@@ -90,7 +108,20 @@ def verify(folder: Path | str) -> dict[str, object]:
                 if tuned.bench.params.digest() != done.digest:
                     raise JournalError(f"Round {done.round}: the rebuilt model differs from the digest taken then.")
         digest = tuned.bench.params.digest()
-        return {"ok": True, "digest": digest, "rounds": journal.last, "compared": compared, "run_dir": str(folder)}
+        sealed = {"seal": known.seal if known else None, "run_dir": str(folder)}
+        return {"ok": True, "digest": digest, "rounds": journal.last, "compared": compared, **sealed}
+
+
+def _verify_export(folder: Path) -> dict[str, object]:
+    known = check(folder)
+    if known is None:
+        raise ConfigError(f"{folder} has no seal (no {MANIFEST} in it); export it again to give it one.")
+    told = {"ok": True, "kind": known.kind, "digest": known.about.get("digest"), "files": len(known.files)}
+    return {**told, "seal": known.seal, "run_dir": str(folder)}
+
+
+def _exported(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("adapter_config.json", "config.json"))
 
 
 def rollback(folder: Path | str, *, round: int) -> dict[str, object]:
@@ -98,7 +129,13 @@ def rollback(folder: Path | str, *, round: int) -> dict[str, object]:
     folder = Path(folder)
     with opened(folder) as journal:
         upto = rounds_upto(journal, round)
-        backup = journal.rollback(upto, "by hand")
+        if spent_of(journal) is not None:
+            raise ConfigError(
+                f"{folder} is private, and what its clients have told cannot be taken back; go on with it, or "
+                f"`fedmezo export {folder} --round {upto}` for the model of that round."
+            )
+        with sealing(folder, journal):
+            backup = journal.rollback(upto, "by hand")
         return {"run_dir": str(folder), "rounds": journal.last, "backup": str(backup)}
 
 
@@ -120,7 +157,7 @@ def evaluate(
       config: what data to judge an exported folder on; default: the configuration saved in it.
     """
     target = Path(target)
-    if (target / JOURNAL).exists():
+    if is_run(target):
         if config is not None:
             raise ConfigError(f"--config: {target} is a run and knows its data; name an adapter folder instead.")
         with opened(target, readonly=True) as journal:
@@ -156,11 +193,12 @@ def _with_examples(built: Built, examples: int | None) -> Built:
 def _from_folder(folder: Path, config: Config | None) -> Built:
     """Returns what an exported folder holds: an adapter on its base model, or a whole model."""
     adapter = (folder / "adapter_config.json").exists()
-    if not adapter and not (folder / "config.json").exists():
+    if not _exported(folder):
         raise ConfigError(
             f"{folder} is neither a run (no {JOURNAL}) nor an adapter (no adapter_config.json) nor a model "
             "(no config.json)."
         )
+    check(folder, in_part=True)
     if config is None:
         if not (folder / SETTINGS).exists():
             raise ConfigError(f"{folder} does not say on what data to judge it; give --config.")

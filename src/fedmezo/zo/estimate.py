@@ -157,14 +157,19 @@ def momentum_sums(coefficients: Sequence[float], *, directions: int, momentum: f
       momentum: in [0, 1); 0 returns the coefficients unchanged.
     """
     steps = len(coefficients) // directions
-    sums = list(accumulate(momentum_powers(momentum)))
+    sums = list(accumulate(momentum_powers(momentum, most=steps)))
     return [c * sums[min(steps - at // directions, len(sums)) - 1] for at, c in enumerate(coefficients)]
 
 
-def momentum_powers(momentum: float) -> list[float]:
-    """Returns 1, momentum, momentum^2, ... down to 2^-12: what is left of a push, by its age in steps."""
+def momentum_powers(momentum: float, *, most: int | None = None) -> list[float]:
+    """Returns 1, momentum, momentum^2, ... down to 2^-12: what is left of a push, by its age in steps.
+
+    Args:
+      momentum: in [0, 1).
+      most: how many are wanted; of 0.99999999 there are a thousand million.
+    """
     powers = [1.0]
     # Products, not powers of the C library: every machine must get the same bits.
-    while powers[-1] * momentum >= 2**-12:
+    while powers[-1] * momentum >= 2**-12 and (most is None or len(powers) < most):
         powers.append(powers[-1] * momentum)
     return powers

@@ -102,13 +102,20 @@ def keys_in(folder: Path) -> list[Path]:
 
 
 def server_names(tls: Tls) -> list[str]:
-    """Returns the names and addresses that a server's certificate is for."""
+    """Returns the names and addresses that a server's certificate is for.
+
+    Raises:
+      ConfigError: cryptography is not installed, or the file is no such certificate.
+    """
     _need_cryptography()
     from cryptography import x509
 
     assert tls.cert is not None
-    found = x509.load_pem_x509_certificate(tls.cert.read_bytes())
-    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        found = x509.load_pem_x509_certificate(tls.cert.read_bytes())
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, OSError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise ConfigError(f"--certs: {tls.cert} is no certificate of a server ({error}); make it again.") from error
     return [str(name.value) for name in names]
 
 

@@ -260,8 +260,11 @@ class _Watched:
 
 def _lengths(reply: Message) -> list[int]:
     """Returns how many numbers a masked share has: first the weight, then the share."""
-    masked = reply.content.config_records.get(RECORD_KEY_CONFIGS, {}).get(Key.MASKED_PARAMETERS, [])
-    return [bytes_to_ndarray(part).size for part in masked]
+    try:
+        masked = reply.content.config_records.get(RECORD_KEY_CONFIGS, {}).get(Key.MASKED_PARAMETERS, [])
+        return [bytes_to_ndarray(part).size for part in masked]
+    except Exception:  # what a client sends as an array may be anything, and numpy raises accordingly
+        return []
 
 
 def _size(message: Message) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedmezo.studies.doctor import clients, course, network, steps, upkeep
+from fedmezo.studies.doctor import clients, course, network, privacy, steps, upkeep
 from fedmezo.studies.doctor.finding import SEVERITIES, Diagnosis, Finding
 from fedmezo.studies.doctor.vitals import Vitals, read
 
@@ -28,6 +28,8 @@ _SYMPTOMS: tuple[Callable[[Vitals], Iterator[Finding]], ...] = (
     clients.absent,
     network.silent,
     network.turned_away,
+    privacy.exposed,
+    privacy.spent,
     upkeep.traffic,
     upkeep.tempo,
     upkeep.health,
@@ -89,6 +91,7 @@ def _facts(run: Vitals) -> dict[str, Any]:
         "seconds": seconds,
         "seconds_per_forward": seconds / forwards if forwards else None,
         "digest": {"round": digests[-1][0], "sha256": digests[-1][1]} if digests else {},
+        **({"privacy": told} if (told := privacy.spent_in(run)) else {}),
         **_scatter(run),
     }
 

@@ -198,7 +198,7 @@ def read(folder: Path) -> Vitals:
             summary=summary,
             broken=broken,
             method=task.method if task is not None else "",
-            steps=(config["federation"]["local_steps"] if task.sweep else task.steps) if task is not None else 0,
+            steps=task.steps if task is not None else 0,
             busy=_being_written(path),
             dim=_dim(summary, last),
         )
