@@ -5,7 +5,7 @@
     python scripts/privacy_curve.py --out docs/results/privacy.jsonl --picture docs/privacy.svg
 
 Four clients with some 530 examples each of tasks the model has never seen. Runs of one seed differ in their noise, and
-in their batches: "none" takes fixed ones, all others Poisson samples; "inf" limits differences and adds no noise. With
+in their batches: "none" takes fixed ones, all others Poisson samples; "inf" limits differences and adds no noise; "noise" is a control. With
 --config another run is made private instead, its own clip being privacy.clip. About ten minutes on one quiet core.
 """
 
@@ -19,7 +19,8 @@ from statistics import fmean, stdev
 
 from fedmezo import Config, load_config, run
 
-EPSILONS = ("none", "inf", "8", "4", "1", "0.2")
+EPSILONS = ("none", "inf", "8", "4", "1", "0.2", "noise")
+ALONE = ("privacy.clip=3e-8", "privacy.sigma=4.39e6")  # the noise of epsilon 0.2, and next to nothing of the data
 CLIP, DELTA = 0.03, 1e-5
 TINY = (
     'model.name="builtin:tiny"', 'model.dtype="float32"', "adapter.rank=8", "adapter.alpha=16",
@@ -34,7 +35,7 @@ QUIET = ("output.export=false", "output.report=false", "output.tensorboard=false
 def config_of(epsilon: str, *, seed: int, file: str | None, clip: float) -> Config:
     """Returns one run's configuration."""
     private = () if epsilon == "none" else ('privacy.mode="example"', f"privacy.clip={clip}", f"privacy.delta={DELTA}")
-    noise = ("privacy.sigma=0.0",) if epsilon == "inf" else (f"privacy.epsilon={epsilon}",)
+    noise = {"inf": ("privacy.sigma=0.0",), "noise": ALONE}.get(epsilon, (f"privacy.epsilon={epsilon}",))
     more = (*private, *noise, f"privacy.noise_seed={seed}") if private else ()
     base = () if file else TINY
     return load_config(file, [*base, *QUIET, f"federation.seed={seed}", f"data.seed={seed}", *more])
@@ -85,7 +86,8 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
         epsilon = str(row["epsilon"])
         spread = f" ± {stdev(gains):.2f}" if len(gains) > 1 else ""
         sigma = "none" if epsilon in ("none", "inf") else f"{float(str(row['sigma'])):.3g}"
-        name = {"none": "no privacy", "inf": "inf (limit, no noise)"}.get(epsilon, epsilon)
+        named = {"none": "no privacy", "inf": "inf (limit, no noise)", "noise": "(the noise of 0.2 alone)"}
+        name = named.get(epsilon, epsilon)
         lines.append(f"| {name} | {row['clip'] or 'none'} | {sigma} | {len(gains)} | {fmean(gains):.2f}{spread} |")
     return "\n".join(lines)
 
@@ -109,7 +111,8 @@ def picture(rows: Sequence[Mapping[str, object]]) -> str:
         parts.append(f'<rect x="{x}" y="{30 + high - height:.1f}" width="60" height="{height:.1f}" fill="#3a8fb7"/>')
         ends = [30 + high * (1 - gain / top) for gain in gains]
         parts += [f'<circle cx="{x + 30}" cy="{end:.1f}" r="3.5" fill="#222"/>' for end in ends]
-        name = {"none": "no privacy", "inf": "epsilon inf"}.get(epsilon, f"epsilon {epsilon}")
+        named = {"none": "no privacy", "inf": "epsilon inf", "noise": "noise alone"}
+        name = named.get(epsilon, f"epsilon {epsilon}")
         parts.append(f'<text x="{x + 30}" y="{high + 52}" text-anchor="middle">{name}</text>')
     return "\n".join([*parts, "</svg>\n"])
 

@@ -367,6 +367,21 @@ def test_a_configuration_of_endless_numbers_or_lists_is_refused(text, tmp_path):
         load_config(path)
 
 
+@pytest.mark.parametrize("override", ["data.template=\udcff", "data.\udcff=1", "\udcff.x=1", "data.path='\udc80'"])
+def test_bytes_of_the_command_line_that_are_no_text_are_shown_as_such(override):
+    try:
+        told = load_config(None, [override]).to_toml()
+    except ConfigError as error:
+        told = str(error)
+    assert r"\udc" in told.encode().decode()
+
+
+@pytest.mark.parametrize("given", [{"data": {"path": "\ud800"}}, {"data": {"\ud800": 1}}, {"\ud800": {}}])
+def test_a_configuration_of_half_letters_is_refused(given):
+    with pytest.raises(ConfigError):
+        parse_config(given)
+
+
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, "2026-02-30", "0x" + "f" * 5000])
 def test_an_override_of_endless_numbers_or_lists_is_refused(value):
     with pytest.raises(ConfigError):
@@ -485,6 +500,19 @@ def test_a_journal_with_a_right_chain_and_wrong_rows_is_refused(table, row, colu
 def test_an_event_that_is_no_look_is_refused(text):
     with pytest.raises(JournalError, match="look"):
         Look.from_json(text)
+
+
+@pytest.mark.parametrize("link", [0, 2])
+def test_a_journal_whose_index_leads_elsewhere_is_refused(tmp_path, monkeypatch, link):
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(journals.journals()[-1])
+    with Journal.open(path, readonly=True) as journal:
+        query, asked = journal._ledger.query, "SELECT link FROM rounds"
+        monkeypatch.setattr(
+            journal._ledger, "query", lambda sql, *of: [(link,)] if sql.startswith(asked) else query(sql, *of)
+        )
+        with pytest.raises(JournalError, match="its index says"):
+            journal.round(1)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def _what(error: Exception) -> str:
     """Returns what was raised and where, so that one fault counts once."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "fedmezo" in frame.filename] or frames
-    return f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno} ({str(error)[:160]!r})"
+    return f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
 
 
 def _peak() -> int:

@@ -31,6 +31,7 @@ from fedmezo.runtime.records import (
     metric_rows,
     real,
     reply_rows,
+    round_row,
     update_of,
 )
 from fedmezo.zo.params import Params
@@ -132,7 +133,7 @@ class Journal:
             rows = self._ledger.record(integer(found[0][0]))
             evaluations = {split: metrics for (_, split), metrics in self._evaluations(number).items()}
             events = self._ledger.query("SELECT kind, detail FROM events WHERE round = ? ORDER BY link, place", number)
-        numbers = rows["rounds"][0]
+        numbers = round_row(rows["rounds"], number, path=self.path)
         try:
             return Round(
                 number,

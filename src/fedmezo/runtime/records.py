@@ -19,7 +19,7 @@ from fedmezo.runtime.wire import decode_reply, decode_task, encode_reply, encode
 from fedmezo.zo.noise import Law
 from fedmezo.zo.seedsum import DenseDelta, Update, Walk
 
-__all__ = ["LOOK", "SLOW", "SUMMED", "Entry", "Header", "Round", "by_client", "header_of", "update_of"]
+__all__ = ["LOOK", "SLOW", "SUMMED", "Entry", "Header", "Round", "by_client", "header_of", "round_row", "update_of"]
 
 LOOK = "look"  # the kind of event whose detail is a `pace.Look`, for the program only
 SUMMED = "summed"  # the kind of event that says whose walks are in a sum, which is all that is known of each
@@ -139,6 +139,14 @@ def header_of(row: Row, path: Path) -> Header:
     if not good:
         raise JournalError(f"{path} is damaged: its header has no configuration or no law; restore a copy of it.")
     return header
+
+
+def round_row(rows: Sequence[Row], number: int, *, path: Path) -> Row:
+    """Returns the row of a round; raises JournalError when a damaged index has led to a record without it."""
+    for row in rows:
+        if row[0] == number:
+            return row
+    raise JournalError(f"{path} is damaged: round {number} is not where its index says; restore a copy of it.")
 
 
 def by_client(done: Round) -> tuple[Entry, ...]:

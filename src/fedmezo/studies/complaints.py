@@ -113,4 +113,5 @@ def _shown(value: object) -> str:
         text = json.dumps(plain, ensure_ascii=False, default=str)
     except (ValueError, RecursionError):  # a number of more than 4,300 digits has no text at all
         text = f"a {type(value).__name__} that cannot be shown"
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -177,6 +177,8 @@ def parse_config(given: Mapping[str, Any]) -> Config:
         return Config.model_validate(given)
     except ValidationError as error:
         raise ConfigError("\n".join(sentences(error.errors(), _sections()))) from None
+    except UnicodeEncodeError as error:  # JSON can name halves of letters
+        raise ConfigError(f"The configuration holds text that is none: {ascii(error.object)[:60]}.") from None
 
 
 def changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -249,6 +251,7 @@ def _canonical_(given: dict[str, Any]) -> None:
 
 
 def _lay_over_(given: dict[str, Any], override: str) -> None:
+    override = override.encode("utf-8", "backslashreplace").decode()  # bytes of a command line need not be text
     dotted, equals, text = override.partition("=")
     parts = [part.strip() for part in dotted.split(".")]
     if not equals or len(parts) < 2 or not all(parts):
