@@ -97,8 +97,8 @@ def config_of(cell: Cell) -> Config:
         "sst2": lambda: changed(
             load_config(ROOT / "configs" / "sst2.toml"),
             {
-                "federation": {"clients": 5, "rounds": 12, "local_steps": 5, "batch_size": 8},
-                "algorithm": {"rate": 3e-3},
+                "federation": {"clients": 5, "rounds": 12, "local_steps": 10, "batch_size": 4},
+                "algorithm": {"rate": 6e-3},
                 "data": {"limit": 3000},
                 "eval": {"examples": 100},
             },
