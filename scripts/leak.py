@@ -54,12 +54,12 @@ from leak_scores import Floats, Row, alone, bound, joint, mean_of, mixed, poisso
 from leak_world import Look, World, looks, matrix, row_of, smollm2, tiny
 
 from fedmezo.data.batches import Batches
+from fedmezo.fl.accountant import sigma_for
 from fedmezo.fl.algorithm import Reply, Task
 from fedmezo.fl.pool import directions_of
 from fedmezo.fl.privacy import noisy_sum
 from fedmezo.fl.share import share_of, summed
 from fedmezo.fl.walk import walk_of
-from fedmezo.theory.accountant import sigma_for
 from fedmezo.zo.perturb import step_
 
 HERE = Path(__file__).resolve().parent.parent

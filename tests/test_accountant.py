@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from fedmezo.errors import ConfigError
-from fedmezo.theory.accountant import Releases, epsilon, sigma_for
+from fedmezo.fl.accountant import Releases, epsilon, sigma_for
 
 # Above epsilon 30 the best order is so low that dp-accounting's series for it does not converge, and it takes a worse.
 GRID = [(sigma, rate, count) for sigma in (0.9, 1.0, 2.0, 5.0) for rate in (0.01, 0.1, 1.0) for count in (10, 600)]

@@ -61,6 +61,7 @@ def report(number: int = 0, *, rounds: int = 2, **changed) -> SimpleNamespace:
         "skipped": 0,
         "evaluations": {},
         "events": (),
+        "epsilon": None,
         "clients": {},
     }
     return SimpleNamespace(**(values | changed))

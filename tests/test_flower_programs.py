@@ -377,6 +377,7 @@ def test_a_client_s_own_records_are_named_and_marked(tmp_path, capfd, monkeypatc
         "settings": [f"data.path={tmp_path / 'mine.jsonl'}", "data.limit=5"],
         "own": True,
         "threads": 2,
+        "trusting": False,
     }
 
 

@@ -14,12 +14,12 @@ from tiny_runs import Notes, StopAfter, StopError, small, write_records
 
 from fedmezo import diagnose, plan, resume, rollback, run, verify
 from fedmezo.errors import ConfigError, RunError
+from fedmezo.fl.accountant import Releases, epsilon
 from fedmezo.runtime import distant
 from fedmezo.runtime.journal import Journal
 from fedmezo.studies.config import parse_config
 from fedmezo.studies.resident import Asked, build_resident
 from fedmezo.studies.secret import SECRET, kept_secret, key_for
-from fedmezo.theory.accountant import Releases, epsilon
 
 ROOT = Path(__file__).parent.parent
 ALGORITHM = {"rate": 2e-3, "mu": 1e-3}
@@ -140,6 +140,7 @@ def test_the_secret_is_in_nothing_that_leaves_the_folder(records, tmp_path):
         assert secret not in data and secret.hex().encode() not in data, path
     assert not (tmp_path / "run" / "adapter" / SECRET).exists()
     page = (tmp_path / "run" / "report.html").read_text()
+    assert "training-loss" not in page  # nobody told one
     assert "Privacy spent" in page and f"{done.privacy['epsilon']:.3g}" in page
 
 

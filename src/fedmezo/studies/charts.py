@@ -127,7 +127,7 @@ def charts(facts: Facts) -> dict[str, list[Chart]]:
         return {"evaluation": [], "training": [], "slopes": [], "traffic": []}
     return {
         "evaluation": [chart for metric in TITLES if (chart := _evaluation(facts, metric))],
-        "training": [_training(facts)],
+        "training": [_training(facts)] if not facts.privacy else [],  # in a private run nobody tells a loss
         "slopes": [*_slopes(facts), _rates(facts)],
         "traffic": [_traffic(facts)],
     }

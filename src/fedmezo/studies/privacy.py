@@ -166,8 +166,8 @@ def _rounds_of(config: Config, clients: Mapping[int, float]) -> dict[int, int]:
 
 def spending_of(config: Config, sizes: Mapping[int, int]) -> Spending:
     """Returns what a round of a private run costs; sigma must be a number."""
+    from fedmezo.fl.accountant import Releases, epsilon
     from fedmezo.fl.spending import Spending
-    from fedmezo.theory.accountant import Releases, epsilon
 
     privacy, sigma = config.privacy, config.privacy.sigma
     if sigma is None:
@@ -199,8 +199,8 @@ def private_numbers(config: Config, sizes: Mapping[int, int]) -> Config:
     Raises:
       ConfigError: the planned rounds cost more than the budget, or no noise is enough.
     """
+    from fedmezo.fl.accountant import sigma_for
     from fedmezo.fl.spending import foremost
-    from fedmezo.theory.accountant import sigma_for
 
     privacy = config.privacy
     if privacy.mode == "none":

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmezo.errors import ConfigError, RunError
+from fedmezo.fl.accountant import Releases, epsilon
 from fedmezo.fl.privacy import Noise, question_of
 from fedmezo.studies.folder import write_whole, writing
 from fedmezo.studies.privacy import Privacy, releases_of
 from fedmezo.studies.secret import kept_secret, key_for
-from fedmezo.theory.accountant import Releases, epsilon
 
 if TYPE_CHECKING:
     from fedmezo.data.prompt import Example
