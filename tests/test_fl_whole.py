@@ -204,3 +204,10 @@ def test_a_known_clip_leaves_the_weights_alone():
 
 def test_walks_of_nothing_are_left_alone():
     assert first_bounded(uniform_weights)(first_round(0.0, 0.0, 0.0)) == uniform_weights([(), (), ()])
+
+
+def test_clients_without_a_number_do_not_take_the_others_weight():
+    nan = (math.nan, math.nan)
+    pairs = [(task, replace(reply, slopes=nan)) if at > 0 else (task, reply)
+             for at, (task, reply) in enumerate(first_round(1.0, 1.0, 1.0))]  # fmt: skip
+    assert first_bounded(uniform_weights)(pairs) == uniform_weights([(), (), ()])

@@ -10,7 +10,7 @@ from fedmezo.fl.walk import walk_of
 from fedmezo.fl.whole import is_whole
 
 __all__ = [
-    "Pairs", "Weighting", "dataset_weights", "first_bounded", "sample_weights", "uniform_weights", "weighting",
+    "Pairs", "Weighting", "cut", "dataset_weights", "first_bounded", "sample_weights", "uniform_weights", "weighting",
     "weights_of",
 ]  # fmt: skip
 
@@ -53,10 +53,21 @@ def first_bounded(weights: Weighting) -> Weighting:
         if not any(task.clip == 0 and task.method == "walk" for task, _ in pairs):
             return plain
         lengths = [math.hypot(*walk_of(task, reply.slopes).coefficients) for task, reply in pairs]
-        most = _FARTHEST * median(lengths)
-        return [w * min(1.0, most / long) if long else w for w, long in zip(plain, lengths, strict=True)]
+        return cut(plain, lengths, medians=_FARTHEST)
 
     return bounded
+
+
+def cut(weights: Sequence[float], lengths: Sequence[float], *, medians: float) -> list[float]:
+    """Returns the weights with which no walk counts as longer than so many median lengths of those that went anywhere.
+
+    Args:
+      weights: one per walk.
+      lengths: as many, >= 0.
+      medians: the multiple, > 0.
+    """
+    most = medians * median([long for long in lengths if long] or [0.0])
+    return [weight * min(1.0, most / long) if long else weight for weight, long in zip(weights, lengths, strict=True)]
 
 
 def dataset_weights(sizes: Mapping[int, int]) -> Weighting:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmezo.errors import ConfigError, RunError
-from fedmezo.fl.aggregate import Pairs, Weighting
+from fedmezo.fl.aggregate import Pairs, Weighting, cut
 from fedmezo.fl.algorithm import Algorithm, Reply, Task
 from fedmezo.fl.walk import walk_of
 from fedmezo.fl.whole import whole
@@ -176,9 +176,7 @@ def norm_bounded(weights: Weighting, *, bound: float = 1.0) -> Weighting:
     """
 
     def bounded(pairs: Pairs) -> list[float]:
-        plain, long = weights(pairs), lengths([_part(task, reply) for task, reply in pairs])
-        most = bound * median(long)
-        return [weight * min(1.0, most / own) if own else weight for weight, own in zip(plain, long, strict=True)]
+        return cut(weights(pairs), lengths([_part(task, reply) for task, reply in pairs]), medians=bound)
 
     return _among(bounded, _heard)
 
