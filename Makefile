@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow check lint types layers audit sbom bench measure clean
+.PHONY: demo test test-slow check lint types layers audit sbom bench studies studies-check measure clean
 
 demo: $(READY)  ## tune a real 135M language model over three clients, about five minutes on two cores
 	$(BIN)/fedmezo run configs/demo.toml
@@ -44,6 +44,13 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+studies: $(READY)  ## run the tiny set of the studies (about two hours on two cores) and write studies/site
+	$(BIN)/fedmezo study run --scale tiny --workers 2
+	$(BIN)/fedmezo study report
+
+studies-check: $(READY)  ## one cell of each study again, beside its record
+	$(BIN)/fedmezo study check
 
 measure: $(READY)  ## the figures behind the thresholds of tests/test_convergence.py
 	PYTHONPATH=tests $(BIN)/python -m scripts.measure_tiny

@@ -23,6 +23,7 @@ from fedmezo.cli_client import client
 from fedmezo.cli_compare import compare
 from fedmezo.cli_config import Folder, Json, Quiet, Settings, Source, config_app, mistake, read_config, show
 from fedmezo.cli_flower import certs_app, flower_app, server, submit
+from fedmezo.cli_study import study_app
 from fedmezo.cli_use import doctor, evaluate, export, report, rollback, verify
 from fedmezo.errors import ConfigError, FedMeZOError, StoppedError
 
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.add_typer(config_app, name="config", rich_help_panel="Prepare")
 app.add_typer(analyze_app, name="analyze", rich_help_panel="Prepare")
 app.command(rich_help_panel="Tune")(compare)
+app.add_typer(study_app, name="study", rich_help_panel="Tune")
 app.command("eval", rich_help_panel="Use")(evaluate)
 app.command(rich_help_panel="Use")(export)
 for verb in (server, client, submit):
@@ -61,6 +63,7 @@ ARGUMENTS = {
     "folder": "The folder of a run.",
     "target": "The folder of a run, or of an adapter.",
     "name": "Such as smollm2-135m.",
+    "names": "Studies; all of them when left out.",
     "path": "The file to write; fedmezo.toml by default.",
     "where": "The folder to make.",
     "what": "noise | step | simulate | replay | memory | all.",

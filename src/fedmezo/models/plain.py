@@ -19,12 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = ["SHAPES", "random_llama", "trained_names", "twin", "with_peft"]
 
-# "3b" is OpenLLaMA-3B (3.43e9 parameters); "tiny" is for tests.
+# "3b" is OpenLLaMA-3B (3.43e9 parameters), "135m" SmolLM2-135M; "tiny" is for tests, the others complete the ladder.
 SHAPES: dict[str, dict[str, int]] = {
     "3b": {"vocab_size": 32000, "hidden_size": 3200, "intermediate_size": 8640, "num_hidden_layers": 26,
            "num_attention_heads": 32, "max_position_embeddings": 2048},
     "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
              "num_attention_heads": 4, "max_position_embeddings": 512},
+    "30m": {"vocab_size": 16000, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 10,
+            "num_attention_heads": 6, "max_position_embeddings": 2048},
+    "60m": {"vocab_size": 16000, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 14,
+            "num_attention_heads": 8, "max_position_embeddings": 2048},
+    "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+             "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048},
+    "300m": {"vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 18,
+             "num_attention_heads": 16, "max_position_embeddings": 2048},
+    "1b": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 19,
+           "num_attention_heads": 16, "max_position_embeddings": 2048},
 }  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def switch(axes: Mapping[str, str], *, chosen: str, logs: Collection[str] = ()) 
     return Html(f"<fieldset class=switch><legend>Drawn against</legend>{''.join(marks)}</fieldset>")
 
 
-def document(title: str, *, body: str, figures: str, plotly: str, style: str = "") -> str:
+def document(title: str, *, body: str, figures: str, plotly: str, style: str = "", beside: str = "") -> str:
     """Returns a whole page that needs no network.
 
     Args:
@@ -173,14 +173,17 @@ def document(title: str, *, body: str, figures: str, plotly: str, style: str = "
       figures: `figures_json` of the charts in it.
       plotly: Plotly's script.
       style: more rules, after the house's.
+      beside: a file beside the page that holds Plotly's script, for pages that share one; `plotly` is empty then.
     """
+    policy = _POLICY.replace("script-src", "script-src 'self'") if beside else _POLICY
+    loaded = f'<script src="{safe(beside)}"></script>' if beside else f"<script>{plotly}</script>"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{safe(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>{body}\n"
         f'</main><script type="application/json" id="figures">{figures}</script>\n'
-        f"<script>{plotly}</script>\n<script>{SCRIPT}</script></body></html>\n"
+        f"{loaded}\n<script>{SCRIPT}</script></body></html>\n"
     )
 
 
