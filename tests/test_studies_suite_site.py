@@ -114,6 +114,19 @@ class TestSite:
         assert "Fast is lower." in page and re.search(r"class='badge (holds|part|not|open)'", page)
         assert "small.html#faster" in page
 
+    @pytest.mark.parametrize(("a", "b", "first"), [("fast", "slow", False), ("slow", "fast", True)])
+    def test_claims_that_do_not_hold_stand_before_all_others(self, folder, tmp_path, a, b, first):
+        swapped = SMALL.replace(
+            'a = { rate = "fast" }, b = { rate = "slow" }', f'a = {{ rate = "{a}" }}, b = {{ rate = "{b}" }}'
+        )
+        (folder / "small.toml").write_text(swapped)
+        studies, store = load_studies(folder), Store(tmp_path / "records")
+        run_study(studies["small"], "tiny", store=store)
+        page = write_site(studies, store=store, out=tmp_path / "site").read_text()
+        assert ("What the runs do not bear out" in page) is first
+        assert page.count("Fast is lower.") == 1 + first
+        assert page.count("does not hold</span>") == 2 * first
+
     def test_a_page_has_claims_tests_figures_and_the_command(self, site):
         page = (site / "small.html").read_text()
         assert "id='faster'" in page and "fedmezo study run small --scale tiny" in page

@@ -105,7 +105,26 @@ def _first_page(studies: Mapping[str, Study], found: Mapping[str, Sequence[At]])
         f"<small>{safe(tally or 'No record yet')}. fedmezo {safe(__version__)}.</small></p></header>"
     )
     parts = [_claims_of(study, found[name]) for name, study in studies.items()]
-    return document("The paper, checked", body=head + "".join(parts), figures="{}", plotly="", style=STYLE)
+    body = head + _contradicted(studies, found) + "".join(parts)
+    return document("The paper, checked", body=body, figures="{}", plotly="", style=STYLE)
+
+
+def _contradicted(studies: Mapping[str, Study], found: Mapping[str, Sequence[At]]) -> str:
+    """Returns the claims that do not hold, or hold in part, before all others: for those who know the papers."""
+    rows = []
+    for name, study in studies.items():
+        for place, claim in enumerate(study.claims if found[name] else ()):
+            verdict = _best(found[name], place)
+            if verdict.word in ("does not hold", "holds in part"):
+                rows.append(
+                    f"<tr><td class=w><a href='{safe(name)}.html#{safe(claim.id)}'>{safe(claim.where)}</a></td>"
+                    f"<td>{safe(claim.text)}</td><td>{badge(verdict.word)}</td>"
+                    f"<td class=e>{safe(effect_text(verdict.effect))}<small> {safe(claim.meaning)}</small></td></tr>"
+                )
+    if not rows:
+        return ""
+    heads = ("Where", "The claim", "Our verdict", "Effect, 95 % interval")
+    return f"<section><h2>What the runs do not bear out</h2>{fold(heads, rows)}</section>"
 
 
 def _best(scales: Sequence[At], place: int) -> Verdict:
