@@ -279,7 +279,7 @@ def test_a_split_is_read_from_a_file_or_from_the_splitter():
 
 def test_report_without_plotly_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(ConfigError, match=r"pip install fedmezo\[report\]"):
+    with pytest.raises(ConfigError, match=r"pip install 'fedmezo\[report\]'"):
         write_report(a_journal(rounds=1), out=tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
 
@@ -395,7 +395,7 @@ def test_figures_may_stand_inside_a_script_element():
 
 def test_tensorboard_missing_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"pip install fedmezo\[report\]"):
+    with pytest.raises(ConfigError, match=r"pip install 'fedmezo\[report\]'"):
         TensorBoardWatch(tmp_path)
 
 

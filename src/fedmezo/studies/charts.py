@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any
 
-from fedmezo.errors import ConfigError
+from fedmezo.errors import missing
 from fedmezo.studies.facts import OTHER, ClientRow, Facts, Row
-from fedmezo.studies.page import PALETTE, dot, safe
+from fedmezo.studies.page import AXES, PALETTE, dot, safe
 
 __all__ = [
     "AXES",
@@ -28,13 +28,6 @@ __all__ = [
     "split_chart",
 ]
 
-AXES = {
-    "rounds": "Rounds done",
-    "forwards": "Forward passes",
-    "tokens": "Tokens",
-    "seconds": "Seconds of training",
-    "bytes": "Bytes both ways",
-}
 Trace = dict[str, object]
 # More lines than this cannot be told apart: a band takes their place.
 MOST_LINES = 12
@@ -75,9 +68,7 @@ def plotly_script() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ConfigError(
-            "The report needs plotly, which is not installed; run: pip install fedmezo[report]"
-        ) from error
+        raise missing("The report needs plotly", extra="report") from error
     return str(get_plotlyjs())
 
 

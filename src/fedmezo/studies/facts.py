@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
@@ -13,7 +13,18 @@ from fedmezo.runtime.journal import Header, Journal, Round
 from fedmezo.runtime.records import by_client
 from fedmezo.zo.estimate import robust_scale
 
-__all__ = ["OTHER", "ClientRow", "ClientTotal", "Facts", "Row", "Split", "gather", "setting"]
+__all__ = [
+    "OTHER",
+    "ClientRow",
+    "ClientTotal",
+    "Facts",
+    "Row",
+    "Split",
+    "gather",
+    "privacy_in",
+    "row_of",
+    "setting",
+]
 
 Metrics = Mapping[str, float]
 MOST_LABELS = 12  # as many colours as can be told apart
@@ -175,7 +186,7 @@ def gather(journal: Journal, *, summary: Mapping[str, object] | None = None) -> 
     """
     rows, last = [], None
     for last in journal.rounds():
-        rows.append(_row(last))
+        rows.append(row_of(last))
     task = last.entries[0].task if last and last.entries else None
     config = json.loads(journal.header.config or "{}")
     return Facts(
@@ -187,16 +198,18 @@ def gather(journal: Journal, *, summary: Mapping[str, object] | None = None) -> 
         steps=task.steps if task else 0,
         mu=task.mu if task else math.nan,
         dense=bool(task and task.dense),
-        privacy=_spent(last.events) if last else {},
+        privacy=privacy_in(last) if last else {},
     )
 
 
-def _spent(events: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
-    told = [detail for kind, detail in events if kind == SPENT]
+def privacy_in(done: Round) -> Mapping[str, Any]:
+    """Returns what had been spent of whose privacy after a round; empty where none is kept."""
+    told = [detail for kind, detail in done.events if kind == SPENT]
     return dict(json.loads(told[-1])) if told else {}
 
 
-def _row(done: Round) -> Row:
+def row_of(done: Round) -> Row:
+    """Returns a round, reduced."""
     slopes = [abs(slope) for entry in by_client(done) for slope in entry.reply.slopes if math.isfinite(slope)]
     clips = [entry.task.clip for entry in by_client(done) if 0 < entry.task.clip < math.inf]
     rates = [entry.task.rate for entry in by_client(done)]

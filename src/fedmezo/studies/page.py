@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
+    "AXES",
     "DASH",
     "PALETTE",
     "SCRIPT",
@@ -22,6 +23,7 @@ __all__ = [
     "dot",
     "duration",
     "number",
+    "percent",
     "privacy_words",
     "safe",
     "size",
@@ -47,6 +49,15 @@ PALETTE = (
     "#7d8790",
     "#c46a5a",
 )
+
+# What a run is drawn against.
+AXES = {
+    "rounds": "Rounds done",
+    "forwards": "Forward passes",
+    "tokens": "Tokens",
+    "seconds": "Seconds of training",
+    "bytes": "Bytes both ways",
+}
 
 # Nothing may be loaded, so the browser itself refuses what a slip in a page, or in the data, would ask for.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -74,6 +85,11 @@ def number(value: float | None, digits: int = 4) -> str:
     if value and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.{max(digits - 2, 1)}e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:,.{max(digits - 1 - (math.floor(math.log10(abs(value))) if value else 0), 0)}f}"
+
+
+def percent(value: float | None) -> str:
+    """Returns a share in percent."""
+    return f"{value:.1%}" if value is not None and _known(value) else DASH
 
 
 def count(value: float | None) -> str:
@@ -164,7 +180,16 @@ def switch(axes: Mapping[str, str], *, chosen: str, logs: Collection[str] = ()) 
     return Html(f"<fieldset class=switch><legend>Drawn against</legend>{''.join(marks)}</fieldset>")
 
 
-def document(title: str, *, body: str, figures: str, plotly: str, style: str = "", beside: str = "") -> str:
+def document(
+    title: str,
+    *,
+    body: str,
+    figures: str,
+    plotly: str,
+    style: str = "",
+    beside: str = "",
+    script: str = "",
+) -> str:
     """Returns a whole page that needs no network.
 
     Args:
@@ -174,16 +199,20 @@ def document(title: str, *, body: str, figures: str, plotly: str, style: str = "
       plotly: Plotly's script.
       style: more rules, after the house's.
       beside: a file beside the page that holds Plotly's script, for pages that share one; `plotly` is empty then.
+      script: takes the place of the script that draws `figures`; it may ask where the page came from for more.
     """
     policy = _POLICY.replace("script-src", "script-src 'self'") if beside else _POLICY
-    loaded = f'<script src="{safe(beside)}"></script>' if beside else f"<script>{plotly}</script>"
+    policy += "; connect-src 'self'" if script else ""
+    # What asks for more need not wait for Plotly before its first words.
+    waits = " defer" if script else ""
+    loaded = f'<script{waits} src="{safe(beside)}"></script>' if beside else f"<script>{plotly}</script>"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{safe(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>{body}\n"
         f'</main><script type="application/json" id="figures">{figures}</script>\n'
-        f"{loaded}\n<script>{SCRIPT}</script></body></html>\n"
+        f"{loaded}\n<script>{script or SCRIPT}</script></body></html>\n"
     )
 
 

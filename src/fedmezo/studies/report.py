@@ -14,7 +14,7 @@ from fedmezo.studies.facts import Facts, Split, gather, setting
 from fedmezo.studies.page import Html, document, safe, switch
 from fedmezo.studies.tables import cards, categories, clients, configuration, evaluations, events, identity
 
-__all__ = ["write_report"]
+__all__ = ["title_of", "write_report"]
 
 _NOTHING = "<p>No round is complete yet.</p>"
 
@@ -61,7 +61,7 @@ def _facts(journal: Path | str | Journal, summary: Mapping[str, object]) -> Fact
 def _page(facts: Facts, split: Split, *, folder: str, script: str) -> str:
     groups = charts(facts)
     groups["split"] = [split_chart(split.labels, names=split.names)] if split.labels else []
-    title = _title(facts)
+    title = title_of(facts)
     figures = figures_json([chart for group in groups.values() for chart in group])
     body = "\n".join(
         f"<section>{part}</section>" for part in _sections(facts, split, groups=groups, folder=folder) if part
@@ -69,21 +69,18 @@ def _page(facts: Facts, split: Split, *, folder: str, script: str) -> str:
     return document(title, body=f"{_head(facts, title)}\n{body}", figures=figures, plotly=script)
 
 
-def _title(facts: Facts) -> str:
-    algorithm = setting(facts, "fl.algorithm", "algorithm.name", "algorithm") or "federated tuning"
-    return f"{setting(facts, 'model.name', 'model.id', 'model') or 'A language model'}, {algorithm}"
+def title_of(facts: Facts) -> str:
+    """Returns what a run is called: its model and its algorithm."""
+    algorithm = setting(facts, "algorithm.name") or "federated tuning"
+    return f"{setting(facts, 'model.name') or 'A language model'}, {algorithm}"
 
 
 def _head(facts: Facts, title: str) -> Html:
-    data = setting(facts, "data.name", "data.path", "data.preset", "data.source", "data")
-    planned = setting(facts, "federation.rounds", "fl.rounds", "rounds")
+    data = setting(facts, "data.name", "data.path", "data.preset")
+    planned = setting(facts, "federation.rounds")
     done = len(facts.rows)
     rounds = f"{done:,} of {planned}" if planned.isdigit() and int(planned) > done else f"{done:,}"
-    number = (
-        facts.summary.get("clients")
-        or setting(facts, "federation.clients", "fl.clients", "data.clients", "clients")
-        or len(facts.clients)
-    )
+    number = facts.summary.get("clients") or setting(facts, "federation.clients") or len(facts.clients)
     said = [
         f"{number} client{'' if str(number) == '1' else 's'}",
         f"{rounds} rounds of {facts.steps} local steps" if facts.steps else f"{rounds} rounds",

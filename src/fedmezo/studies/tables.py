@@ -1,6 +1,5 @@
 """The parts of the run report that need no script: key figures and tables."""
 
-import math
 import re
 import shlex
 from collections import Counter
@@ -19,13 +18,14 @@ from fedmezo.studies.page import (
     dot,
     duration,
     number,
+    percent,
     privacy_words,
     safe,
     size,
     table,
 )
 
-__all__ = ["cards", "categories", "clients", "configuration", "evaluations", "events", "identity"]
+__all__ = ["cards", "categories", "clients", "configuration", "evaluations", "events", "identity", "judged", "moved_by"]
 
 _MOST_ROWS = 500
 _DISTANCE = "Label distance: half the sum of the differences between the client's category shares and those of all."
@@ -40,7 +40,7 @@ def cards(facts: Facts) -> str:
     peak = facts.summary.get("peak_rss_mb")
     a_round = _share(total["seconds"], len(facts.rows), text=duration)
     parts = [
-        *_judged(facts),
+        *judged(facts),
         card("Sent by a client, per round", _share(total["up"], shares), _smaller(facts, total["up"], shares)),
         card("Sent to a client, per round", _share(total["down"], shares), _smaller(facts, total["down"], shares)),
         card("Sent in all", size(total["bytes"]), f"{size(total['up'])} up, {size(total['down'])} down"),
@@ -56,21 +56,23 @@ def cards(facts: Facts) -> str:
     return f"<div class=cards>{''.join(parts)}</div>"
 
 
-def _judged(facts: Facts) -> list[Html]:
+def judged(facts: Facts) -> list[Html]:
+    """Returns the key figures of the evaluation: loss and accuracy, at the start and now."""
     start, end = facts.ends(facts.splits[0]) if facts.splits else ({}, {})
     loss = start.get("loss"), end.get("loss")
     named = f" ({facts.splits[0]})" if facts.splits else ""
-    shown = [card(f"Evaluation loss{named}", f"{number(loss[0])} → {number(loss[1])}", f"{change(*loss)} nats")]
+    shown = [card(f"Evaluation loss{named}", f"{number(loss[0])} → {number(loss[1])}", moved_by(change(*loss), "nats"))]
     for metric, title in (("accuracy", "Answers right"), ("token_accuracy", "Answer tokens right")):
         shares = start.get(metric), end.get(metric)
         if any(share is not None for share in shares):
-            values = " → ".join(_percent(share) for share in shares)
-            shown.append(card(f"{title}{named}", values, f"{change(*shares, scale=100, digits=1)} points"))
+            values = " → ".join(percent(share) for share in shares)
+            shown.append(card(f"{title}{named}", values, moved_by(change(*shares, scale=100, digits=1), "points")))
     return shown
 
 
-def _percent(value: float | None) -> str:
-    return f"{value:.1%}" if value is not None and math.isfinite(value) else DASH
+def moved_by(amount: str, unit: str) -> str:
+    """Returns a change with its unit; "no change" has none."""
+    return f"{amount} {unit}" if any(map(str.isdigit, amount)) else amount
 
 
 def _share(total: float, parts: int, *, text: Callable[[float | None], str] = size) -> str:
@@ -94,7 +96,7 @@ def _head(metric: str) -> str:
 
 def _value(metric: str, value: float | None) -> str:
     if metric.endswith("accuracy"):
-        return _percent(value)
+        return percent(value)
     return count(value) if metric in ("tokens", "examples") else number(value)
 
 

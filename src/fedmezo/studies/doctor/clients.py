@@ -100,6 +100,6 @@ def small(run: Vitals) -> Iterator[Finding]:
             "warning",
             f"{len(few)} of {len(sizes)} clients hold fewer examples than a batch of {batch}, the smallest "
             f"{min(sizes)}; they see the same ones several times a step.",
-            "Set split.min_size, or a smaller federation.batch_size.",
+            "Set split.min_examples, or a smaller federation.batch_size.",
             numbers={"clients": few},
         )

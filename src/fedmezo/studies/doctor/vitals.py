@@ -16,7 +16,7 @@ from fedmezo.runtime.journal import Entry, Header, Journal, Round
 from fedmezo.runtime.records import by_client
 from fedmezo.zo.estimate import robust_scale
 
-__all__ = ["BEGUN", "JOURNAL", "Pulse", "Visit", "Vitals", "read"]
+__all__ = ["BEGUN", "JOURNAL", "Pulse", "Visit", "Vitals", "read", "writers_of"]
 
 # As in studies/folder.py, which takes long to import.
 JOURNAL, BEGUN = "journal.sqlite", "start.json"
@@ -199,7 +199,7 @@ def read(folder: Path) -> Vitals:
             broken=broken,
             method=task.method if task is not None else "",
             steps=task.steps if task is not None else 0,
-            busy=_being_written(path),
+            busy=None if (pids := writers_of(path)) is None else bool(pids),
             dim=_dim(summary, last),
         )
 
@@ -220,14 +220,18 @@ def _dim(summary: Mapping[str, Any], last: Round | None) -> int:
     return sum(tensor.numel() for tensor in deltas[0].tensors.values()) if deltas else 0
 
 
-def _being_written(path: Path) -> bool | None:
-    """Returns whether the journal's lock file is locked; only looks, so that no writer is ever turned away by it."""
+def writers_of(path: Path) -> tuple[int, ...] | None:
+    """Returns the processes that hold a journal's lock file; None where that cannot be told.
+
+    It only looks, so that no writer is ever turned away by it. A process in another container is number 0.
+    """
     try:
         inode = path.with_name(path.name + ".lock").stat().st_ino
         held = Path("/proc/locks").read_text(encoding="ascii")
     except (OSError, UnicodeError):
         return None
-    return any(line.split()[5].endswith(f":{inode}") for line in held.splitlines() if len(line.split()) > 5)
+    locks = [line.split() for line in held.splitlines()]
+    return tuple(max(int(lock[4]), 0) for lock in locks if len(lock) > 5 and lock[5].endswith(f":{inode}"))
 
 
 def _pulses(journal: Journal) -> tuple[tuple[Pulse, ...], Round | None, str]:
