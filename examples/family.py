@@ -3,7 +3,6 @@
 python examples/family.py
 """
 
-import sys
 from dataclasses import replace
 
 from fedmezo import Pool, Settings, fedavg, fedkseed, fedmezo, load_model
@@ -46,7 +45,7 @@ for name, algorithm in algorithms.items():
         apply_(bench.params, update, law=walk.law)
         sent += sum(len(encode_reply(reply)) for reply in replies)
     loss = bench.evaluate(held_out).loss
-    sys.stdout.write(
+    print(
         f"{name}: loss {start:.3f} -> {loss:.3f}, {bench.forwards} forward passes, {sent / ROUNDS / COHORT:,.0f} bytes "
-        "up per client and round\n"
+        "up per client and round"
     )

@@ -25,7 +25,7 @@ measured = measure_constants(
 )
 planned = plan(config, measured=measured)
 for name, words in in_words(planned["theory"]).items():
-    sys.stdout.write(f"{name:60}  {words}\n")
-sys.stdout.write("\n")
+    print(f"{name:60}  {words}")
+print()
 for sentence in planned["advice"]:
-    sys.stdout.write(f"- {sentence}\n")
+    print(f"- {sentence}")

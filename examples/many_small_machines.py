@@ -3,7 +3,6 @@
 python examples/many_small_machines.py
 """
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,8 +38,8 @@ for name, changes in RUNS.items():
         config = fedmezo.load_config(overrides=[*COMMON, *changes])
         summary = fedmezo.run(config, out=Path(folder) / "run")
         checked = fedmezo.verify(Path(folder) / "run")["ok"]
-        sys.stdout.write(
+        print(
             f"{name}: loss {summary.eval['start']['loss']:.3f} -> {summary.eval['end']['loss']:.3f}, "
             f"{summary.bytes['up_per_client_round']:.0f} bytes up per client and round, replay "
-            f"{'equal' if checked else 'DIFFERS'}\n"
+            f"{'equal' if checked else 'DIFFERS'}"
         )

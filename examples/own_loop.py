@@ -43,12 +43,12 @@ header = Header(
     created=datetime.now(UTC).isoformat(timespec="seconds"),
 )
 best = bench.evaluate(held_out).loss
-sys.stdout.write(f"before: loss {best:.3f}\n")
+print(f"before: loss {best:.3f}")
 with Journal.create(folder / "journal.sqlite", header) as journal:
     for report in simulate(algorithm, bench, journal=journal, clients=range(3), rounds=30):
         if report.round % 5 == 4:
             loss = bench.evaluate(held_out).loss
-            sys.stdout.write(f"round {report.round + 1}: loss {loss:.3f}, {report.bytes_up} bytes up\n")
+            print(f"round {report.round + 1}: loss {loss:.3f}, {report.bytes_up} bytes up")
             if loss > best:
                 break
             best = loss

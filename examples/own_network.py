@@ -49,5 +49,5 @@ config = load_config(None, [*settings, "runtime.lanes=2", "runtime.threads=1", "
 
 over_threads = run(config, out=folder / "over-threads", line=Threads(config.federation.clients))
 simulated = run(config, out=folder / "simulated")
-sys.stdout.write(f"{over_threads.bytes['up_per_client_round']:.0f} bytes up per client and round\n")
-sys.stdout.write(f"same bits as the simulation: {over_threads.digest == simulated.digest}\n")
+print(f"{over_threads.bytes['up_per_client_round']:.0f} bytes up per client and round")
+print(f"same bits as the simulation: {over_threads.digest == simulated.digest}")

@@ -3,8 +3,6 @@
 python examples/personal.py
 """
 
-import sys
-
 from fedmezo import Personal, Settings, fedmezo, load_model, with_personal_rates
 from fedmezo.data.batches import Batches
 from fedmezo.data.prompt import encode
@@ -37,12 +35,12 @@ for name, personal in kinds.items():
     plain = fedmezo(settings, seed=0, cohort=len(CLIENTS))
     algorithm = with_personal_rates(plain, personal, seed=0, rate=settings.rate)
     state, start = algorithm.init(), bench.evaluate(held_out).loss
-    sys.stdout.write(f"{name}\n")
+    print(f"{name}")
     for number in range(ROUNDS):
         tasks = algorithm.plan(state, CLIENTS)
         replies = algorithm.client(tasks, bench)
         state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law=settings.law)
         rates = "  ".join(f"{task.rate:.2e}" for task in tasks)
-        sys.stdout.write(f"  round {number + 1}: rates {rates}\n")
-    sys.stdout.write(f"  loss {start:.3f} -> {bench.evaluate(held_out).loss:.3f}\n")
+        print(f"  round {number + 1}: rates {rates}")
+    print(f"  loss {start:.3f} -> {bench.evaluate(held_out).loss:.3f}")

@@ -34,11 +34,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if settings:
                 told = plan(config)["privacy"]
-                print(f"{name}: noise multiplier {told['sigma']:.3g} will cost epsilon {told['epsilon']:.3g}")  # noqa: T201
+                print(f"{name}: noise multiplier {told['sigma']:.3g} will cost epsilon {told['epsilon']:.3g}")
             done = run(config, out=Path(folder, "run"))
         spent = done.privacy["epsilon"] if done.privacy else "not counted"
         losses = f"{done.eval['start']['loss']:.3f} -> {done.eval['end']['loss']:.3f}"
-        print(f"{name}: loss {losses}, epsilon {spent}")  # noqa: T201
+        print(f"{name}: loss {losses}, epsilon {spent}")
 
 
 if __name__ == "__main__":

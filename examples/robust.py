@@ -3,7 +3,6 @@
 python examples/robust.py
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -56,4 +55,4 @@ for name, algorithm in rules.items():
         tasks, replies = algorithm.gather(asked, some_lie(asked, bench))
         state, update = algorithm.aggregate(state, tasks, replies)
         apply_(bench.params, update, law=settings.law)
-    sys.stdout.write(f"{name:24} loss {start:.3f} -> {bench.evaluate(held_out).loss:.3f}\n")
+    print(f"{name:24} loss {start:.3f} -> {bench.evaluate(held_out).loss:.3f}")

@@ -1,17 +1,15 @@
 """Choosing records by their label: whole labels, and so many records of each."""
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from fedmezo.data.records import Record
+from fedmezo.data.records import FIELDS, Record
 from fedmezo.data.split import shuffled
 from fedmezo.errors import DataError
 
 __all__ = ["check_labels", "draw_labels", "few_per_label", "label_of", "most_per_label"]
 
 SHOWN = 20
-FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 
 
 def label_of(record: Record, field: str) -> str:

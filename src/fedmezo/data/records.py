@@ -1,7 +1,7 @@
 """Records, and where they come from: plain values that every other data module imports."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,9 @@ class Record:
     output: str = ""
     category: str = ""
     choices: tuple[str, ...] = ()
+
+
+FIELDS = tuple(one.name for one in fields(Record))
 
 
 @dataclass(frozen=True, slots=True)

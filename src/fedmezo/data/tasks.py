@@ -8,15 +8,15 @@ from pathlib import Path
 
 from fedmezo.data.presets import PRESETS, Columns, Preset, detect, find_preset, nearest
 from fedmezo.data.readers import SUFFIXES, Row, data_files, read_rows, stem
-from fedmezo.data.records import DataSource, Record
+from fedmezo.data.records import FIELDS, DataSource, Record
 from fedmezo.data.split import shuffled
 from fedmezo.errors import DataError
 
-__all__ = ["DataSource", "Record", "load_records"]
+__all__ = ["PYTHON", "DataSource", "Record", "load_records"]
 
 BUILTIN = "builtin:"
+PYTHON = "python:"  # data that a program gave as objects, so that only it can give them again
 BUILTIN_COUNT = 2000
-FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 
 
 def load_records(spec: DataSource) -> list[Record]:
@@ -53,6 +53,11 @@ def _check(spec: DataSource) -> None:
         )
     if spec.limit is not None and spec.limit < 1:
         raise DataError(f"limit: expected at least 1 record, got {spec.limit}.")
+    if spec.name is not None and spec.name.startswith(PYTHON):
+        raise DataError(
+            f"'{spec.name}' was given by a Python program and is written nowhere: go on there, with ZOTrainer or "
+            "fedmezo.resume(DIR, built=...), or judge an exported adapter on data of a file with --config."
+        )
     for field in spec.columns:
         if field not in FIELDS:
             raise DataError(f"Unknown field '{field}' in the column map; {nearest(field, FIELDS)}")

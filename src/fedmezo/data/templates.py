@@ -13,7 +13,7 @@ from fedmezo.data.presets import nearest
 from fedmezo.data.records import Record
 from fedmezo.errors import DataError
 
-__all__ = ["TEMPLATES", "Format", "Tokenizer", "resolve"]
+__all__ = ["TEMPLATES", "Format", "Tokenizer", "opening", "resolve"]
 
 TEMPLATES = ("auto", "chat", "alpaca", "alpaca-input", "plain", "sst2")
 
@@ -73,7 +73,7 @@ def resolve(template: str, tokenizer: Tokenizer, *, records: Sequence[Record]) -
     eos = tokenizer.eos_token_id
     return Format(
         lambda record: _split_lead(_named(template, record) if template in TEMPLATES else _fill(template, record)),
-        prefix=_prefix(tokenizer),
+        prefix=opening(tokenizer),
         close=() if eos is None or template == "sst2" else (eos,),
     )
 
@@ -123,8 +123,8 @@ def _ids(tokenizer: Tokenizer, text: str, *, special: bool) -> tuple[int, ...]:
     return tuple(tokenizer([text], add_special_tokens=special)["input_ids"][0])
 
 
-def _prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens this tokenizer puts in front of a text; those it may put behind are ours to place."""
+def opening(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the tokens this tokenizer puts in front of a text; those it may put behind are ours to place."""
     bare, full = (_ids(tokenizer, "a", special=special) for special in (False, True))
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:

@@ -146,9 +146,8 @@ def lora_adapter(model: PreTrainedModel, config: LoraConfig) -> Adapter:
     layers = {name: module for name, module in twin.named_modules() if isinstance(module, LoraLayer)}
     sites, shapes = [], {}
     for name, layer in layers.items():
-        site = Site(
-            name.removeprefix(_PREFIX), f"{name}.lora_A.weight", f"{name}.lora_B.weight", layer.scaling["default"]
-        )
+        path, scale = name.removeprefix(_PREFIX), layer.scaling["default"]
+        site = Site(path, f"{name}.lora_A.weight", f"{name}.lora_B.weight", scale)
         _check_target(site.module, model.get_submodule(site.module))
         sites.append(site)
         shapes[site.a], shapes[site.b] = (tuple(m["default"].weight.shape) for m in (layer.lora_A, layer.lora_B))
@@ -231,11 +230,12 @@ def save_adapter(folder: Path, params: Params, *, adapter: Adapter, base: str) -
 
 
 def save_merged(folder: Path, model: PreTrainedModel, *, adapter: Adapter, params: Params, tokenizer: Any) -> None:
-    """Writes a whole model folder that plain `AutoModelForCausalLM.from_pretrained` loads: base and adapter merged."""
+    """Writes a whole model folder that plain `AutoModelForCausalLM.from_pretrained` loads; `tokenizer` may be None."""
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         model.save_pretrained(folder, state_dict=merge(model, adapter, params=params))
-        tokenizer.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
 
 def load_adapter(folder: Path, model: PreTrainedModel) -> tuple[Adapter, Params]:

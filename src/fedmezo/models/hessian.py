@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedmezo.errors import ConfigError, ModelError
+from fedmezo.errors import ModelError, missing
 from fedmezo.models.adapters import Adapter
 from fedmezo.models.load import Loaded
 from fedmezo.models.loss import Example, Tally, loss_weight
@@ -139,9 +139,8 @@ def _operators() -> dict[str, Any]:
             warnings.simplefilter("ignore")  # a library beneath it uses what torch calls deprecated
             from curvlinops import GGNLinearOperator, HessianLinearOperator
     except ImportError as error:
-        raise ConfigError(
-            "The backpropagation reference needs curvlinops; pip install 'fedmezo[analyze]', or use --method forward."
-        ) from error
+        needs = "The backpropagation reference (--method backprop; forward needs nothing) needs curvlinops"
+        raise missing(needs, extra="analyze") from error
     return {"hessian": HessianLinearOperator, "ggn": GGNLinearOperator}
 
 

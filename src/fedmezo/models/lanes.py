@@ -88,11 +88,6 @@ class LaneModules:
         """Whether the output embeddings are trained whole, so that `head_blocks` applies."""
         return self._head_name is not None
 
-    @property
-    def head_is_lora(self) -> bool:
-        """Whether the output embeddings are trained in any other way, so that they need `rows`."""
-        return self._head_path is not None and not self.head_in_blocks
-
     def _lora(self, model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[str, Forward]]:
         for site in sites:
             module = model.get_submodule(site.module)

@@ -13,24 +13,27 @@ import torch
 
 from fedmezo.data.batches import Batches
 from fedmezo.data.prompt import Example
+from fedmezo.data.tasks import PYTHON
 from fedmezo.errors import RunError
 from fedmezo.fl.algorithm import Algorithm
-from fedmezo.models.adapters import make_adapter
 from fedmezo.models.bench import Lanes, ModelBench
 from fedmezo.models.fetch import RECIPES, Say, silent
 from fedmezo.models.load import Loaded, load_model
 from fedmezo.runtime.pull import Downlink
 from fedmezo.runtime.secure import InTheClear
-from fedmezo.runtime.walkers import Client, Here, MeteredBench, Walkers
+from fedmezo.runtime.walkers import Client, Here, MeteredBench, Walkers, checksum
 from fedmezo.runtime.workers import Workers
-from fedmezo.studies.config import Config, parse_config
+from fedmezo.studies.config import Config, changed, parse_config
 from fedmezo.studies.deal import FederatedData, read_data
 from fedmezo.studies.descent import build_algorithm, resolve
+from fedmezo.studies.origin import origin_of
 from fedmezo.studies.privacy import private_numbers
 from fedmezo.studies.secret import key_for, new_secret
 from fedmezo.studies.window_table import chosen_mu
 
-__all__ = ["Built", "Tuned", "build", "build_downlink", "build_model", "load_base", "threads_of", "walkers_of"]
+__all__ = [
+    "Built", "Tuned", "build", "build_downlink", "build_model", "device_of", "load_base", "threads_of", "walkers_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class Tuned:
       config: the resolved configuration (rate, mu and data.max_tokens are the numbers in force).
       loaded: the frozen base model.
       bench: the model with its trained parameters, untrained as yet.
+      origin: what is to be said of where training starts, in sentences.
     """
 
     config: Config
     loaded: Loaded
     bench: ModelBench
+    origin: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def base_name(self) -> str:
@@ -66,12 +71,14 @@ class Built(Tuned):
       algorithm: the algorithm.
       notes: what was changed of the given configuration, in sentences.
       secret: what names the noise of a private run.
+      mark: checksum of the untrained parameters.
     """
 
     data: FederatedData
     algorithm: Algorithm[Any]
     notes: tuple[str, ...] = ()
     secret: bytes = field(default=b"", repr=False)
+    mark: tuple[int, ...] = ()
 
     def method(self, sizes: Mapping[int, int]) -> Algorithm[Any]:
         """Returns the algorithm for clients with so many training examples each."""
@@ -79,12 +86,16 @@ class Built(Tuned):
         return build_algorithm(self.config, sizes, params=self.bench.params, secret=key)
 
 
+def device_of(wanted: str) -> str:
+    """Returns the torch device that runtime.device means on this machine."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
 def load_base(config: Config, *, say: Say = silent) -> Loaded:
     """Returns the frozen base model of a configuration; sets the number of threads; `say` hears of slow stages."""
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
-    wanted = config.runtime.device
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    device = device_of(config.runtime.device)
     base = config.model
     quantize = None if base.quantize == "none" else base.quantize
     return load_model(base.name, revision=base.revision, dtype=base.dtype, device=device, quantize=quantize, say=say)
@@ -98,21 +109,19 @@ def build_model(config: Config, loaded: Loaded, *, parts: Mapping[int, Sequence[
       loaded: its base model.
       parts: client -> what it trains on; without it the model can only be rebuilt, judged and written.
     """
-    federation, settings = config.federation, config.adapter
+    federation = config.federation
     batches = (
         None
         if parts is None
         else Batches(parts, batch_size=federation.batch_size, local_steps=federation.local_steps, seed=federation.seed)
     )
-    adapter = make_adapter(
-        loaded.model, kind=settings.kind, rank=settings.rank, alpha=settings.alpha, targets=settings.targets
-    )
+    config, adapter, start, origin = origin_of(config, loaded)
     lanes: Lanes = config.runtime.lanes if config.runtime.lanes is not None else "auto"
     bench = ModelBench(
-        loaded, adapter, batches=batches, law=config.algorithm.law, seed=federation.seed, lanes=lanes,
+        loaded, adapter, params=start, batches=batches, law=config.algorithm.law, seed=federation.seed, lanes=lanes,
         checkpointing=config.algorithm.gradient_checkpointing,
     )  # fmt: skip
-    return Tuned(resolve(config, dim=bench.params.dim), loaded, bench)
+    return Tuned(resolve(config, dim=bench.params.dim), loaded, bench, origin=origin)
 
 
 def _fitted(config: Config, window: int) -> tuple[Config, tuple[str, ...]]:
@@ -131,7 +140,14 @@ def build_downlink(config: Config, *, dim: int) -> Downlink:
     return Downlink(dim, pull, federation.sums_coding, federation.bandwidth)
 
 
-def build(config: Config, *, loaded: Loaded | None = None, measure: bool = True, secret: bytes | None = None) -> Built:
+def build(
+    config: Config,
+    *,
+    loaded: Loaded | None = None,
+    data: FederatedData | None = None,
+    measure: bool = True,
+    secret: bytes | None = None,
+) -> Built:
     """Returns everything a run of `config` needs; the slow part is loading the model, unless it is given.
 
     Where algorithm.mu is left to the program, 48 forward passes at most tell whether the customary one is usable.
@@ -139,14 +155,19 @@ def build(config: Config, *, loaded: Loaded | None = None, measure: bool = True,
     Args:
       config: what to build.
       loaded: its base model.
+      data: the clients' data, in place of what the configuration names.
       measure: whether to take these passes; False for who takes no step. A private run takes none.
       secret: what names the noise of a private run; None for a new one.
     """
     base = loaded if loaded is not None else load_base(config)
     fitted, notes = _fitted(config, base.window)
-    data = read_data(fitted, base.tokenizer)
+    if data is None:
+        data = read_data(fitted, base.tokenizer)
+    else:
+        fitted = changed(fitted, {"data": {"name": f"{PYTHON}data", "path": None}})
     fitted = private_numbers(fitted, data.sizes)
     tuned = build_model(fitted, base, parts=dict(enumerate(data.parts)))
+    notes += tuned.origin
     if measure and config.privacy.mode == "none" and config.algorithm.mu is None and config.algorithm.name != "fedavg":
         mu, told = chosen_mu(tuned.config, tuned.bench)
         algorithm = tuned.config.algorithm.model_copy(update={"mu": mu})
@@ -154,7 +175,7 @@ def build(config: Config, *, loaded: Loaded | None = None, measure: bool = True,
     known = new_secret(config.privacy) if secret is None else secret
     key = key_for(known, "run", data.digest())
     method = build_algorithm(tuned.config, data.sizes, params=tuned.bench.params, secret=key)
-    return Built(tuned.config, base, tuned.bench, data, method, notes, known)
+    return Built(tuned.config, base, tuned.bench, data, method, notes, known, checksum(tuned.bench.params))
 
 
 def threads_of(config: Config) -> int | None:

@@ -140,8 +140,12 @@ def rounds_upto(journal: Journal, number: int | None) -> int:
     return upto
 
 
-def base_of(journal: Journal) -> tuple[Config, Loaded]:
+def base_of(journal: Journal, loaded: Loaded | None = None) -> tuple[Config, Loaded]:
     """Returns a run's configuration and its base model, after checking that it is the one the run began with.
+
+    Args:
+      journal: the run's.
+      loaded: the model, where the caller has it; None to load what the configuration names.
 
     Raises:
       JournalError: the model has changed, or the run's directions are of another version of the noise.
@@ -153,7 +157,7 @@ def base_of(journal: Journal) -> tuple[Config, Loaded]:
             f"The journal uses noise v{header.noise_version}, this package noise v{NOISE_VERSION}; "
             f"install fedmezo {header.package}."
         )
-    loaded = load_base(config)
+    loaded = loaded or load_base(config)
     if loaded.fingerprint != header.fingerprint:
         raise JournalError(
             f"The base model has changed: fingerprint {loaded.fingerprint[:12]}, the journal's is "

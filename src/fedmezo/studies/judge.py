@@ -4,7 +4,7 @@ from fedmezo.models.bench import Evaluation
 from fedmezo.studies.build import Built
 from fedmezo.studies.metrics import written_metrics
 
-__all__ = ["judge"]
+__all__ = ["flat", "judge"]
 
 
 def judge(built: Built) -> dict[str, dict[str, float]]:
@@ -14,7 +14,7 @@ def judge(built: Built) -> dict[str, dict[str, float]]:
 
 def _judge_one(built: Built, name: str) -> dict[str, float]:
     examples, settings = built.data.evaluation[name], built.config.eval
-    metrics = _flat(built.bench.evaluate(examples))
+    metrics = flat(built.bench.evaluate(examples))
     written = written_metrics(
         built.bench,
         built.loaded.tokenizer,
@@ -26,7 +26,7 @@ def _judge_one(built: Built, name: str) -> dict[str, float]:
     return {**metrics, **written}
 
 
-def _flat(evaluation: Evaluation) -> dict[str, float]:
+def flat(evaluation: Evaluation) -> dict[str, float]:
     """Returns an evaluation as metric -> value; categories become "category/<name>/<metric>"."""
     flat: dict[str, float] = {
         "loss": evaluation.loss,
