@@ -11,7 +11,7 @@ from fedmezo.channels import aside, emit
 from fedmezo.cli_config import Folder, Json, Out, Round, read_config, show
 from fedmezo.errors import ConfigError
 
-__all__ = ["doctor", "evaluate", "export", "report", "rollback", "verify"]
+__all__ = ["ask", "doctor", "evaluate", "export", "report", "rollback", "verify"]
 
 
 class Target(StrEnum):
@@ -42,6 +42,31 @@ def evaluate(
 
         result = study.evaluate(target, round=round_number, examples=examples, **extra)
     show(result, as_json=as_json)
+
+
+def ask(
+    *,
+    target: Annotated[Path, typer.Argument(metavar="DIR|ADAPTER")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    given: Annotated[str, typer.Option("--input", metavar="TEXT", help="The input that goes with the prompt.")] = "",
+    round_number: Round = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", min=1, metavar="N", help="Tokens of the answer at most; as configured by default."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the tuned model's answer to a prompt, written as the run writes its prompts."""
+    with aside():
+        from fedmezo.studies.ask import ask as answer
+
+        text = answer(target, prompt, given=given, round=round_number, max_tokens=max_tokens)
+    if as_json:
+        emit({"target": target, "prompt": prompt, "input": given, "round": round_number, "answer": text})
+    else:
+        typer.echo(text)
 
 
 def export(

@@ -40,6 +40,7 @@ def refuse_unasked(told: Config, settings: Sequence[str], *, own: bool) -> None:
 
 def _unasked(told: Config, *, own: bool) -> list[tuple[str, str]]:
     found = [] if told.model.name in known_models() else [("model.name", told.model.name)]
+    found += [("adapter.start", told.adapter.start)] if told.adapter.start is not None else []
     if own:
         return found
     name = told.data.name

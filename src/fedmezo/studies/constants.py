@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fedmezo.errors import ConfigError
-from fedmezo.models.bench import ModelBench
 from fedmezo.studies.build import Built, build
 from fedmezo.studies.config import Config
 from fedmezo.studies.curvature import default_mu
@@ -18,9 +17,8 @@ from fedmezo.studies.moments import Array, cover_line, fit_line, moments, resamp
 from fedmezo.studies.sampling import Asked, Sampled, exact_config, places, sample, steps_apart
 from fedmezo.theory.constants import Constants
 from fedmezo.theory.rank import Curvature
-from fedmezo.zo.params import Params
 
-__all__ = ["estimate", "measure_built", "measure_constants", "measure_on"]
+__all__ = ["estimate", "measure_built", "measure_constants"]
 
 Say = Callable[[str], None]
 
@@ -67,23 +65,6 @@ def measure_built(built: Built, *, asked: Asked | None = None, say: Say = lambda
     }
     seconds = round(time.perf_counter() - began, 1)
     return estimate(found, dim=built.bench.params.dim, asked=how, of=of, forwards=built.bench.forwards, seconds=seconds)
-
-
-def measure_on(
-    bench: ModelBench,
-    points: Sequence[tuple[str, Params]],
-    *,
-    clients: Sequence[int],
-    asked: Asked,
-    seed: int = 0,
-) -> Measured:
-    """Returns the constants of a bench whose batches (client, number, 0) are all independent, at the given points."""
-
-    def names(client: int, number: int) -> tuple[int, int]:
-        return number, 0
-
-    found = [sample(bench, place, clients=clients, names=names, asked=asked, seed=seed) for place in points]
-    return estimate(found, dim=bench.params.dim, asked=asked, forwards=bench.forwards)
 
 
 def estimate(

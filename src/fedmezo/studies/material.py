@@ -1,9 +1,10 @@
 """The sections that say what a run is made of: model, adapter, data and how the data is dealt."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedmezo.studies.keys import MAX_SEED, Section, key
 
@@ -49,8 +50,25 @@ class Adapter(Section):
         default=None,
         example="paper",
     )
-    rank: int = key("LoRA rank r.", default=8, also=("r", "lora_r", "lora_rank"), ge=1)
-    alpha: int = key("LoRA scale: the product is multiplied by alpha / rank.", default=16, also=("lora_alpha",), ge=1)
+    start: str | None = key(
+        "A LoRA adapter to begin with: a PEFT folder, or a Hugging Face id (owner/name, or owner/name@commit). It says "
+        "rank, alpha and targets itself, so leave these out.",
+        default=None,
+        also=("adapter_name_or_path", "init_from"),
+        example="runs/first/adapter",
+        min_length=1,
+    )
+    start_digest: str | None = key(
+        "The sha256 of that adapter's numbers and scales, or its first 12 digits at least; any other adapter is "
+        "refused. A run writes it here when it begins.",
+        default=None,
+        example="0123456789ab",
+        min_length=1,
+    )
+    rank: int | None = key("LoRA rank r.", default=8, also=("r", "lora_r", "lora_rank"), ge=1)
+    alpha: int | None = key(
+        "LoRA scale: the product is multiplied by alpha / rank.", default=16, also=("lora_alpha",), ge=1
+    )
     targets: tuple[str, ...] | None = key(
         'Names of the modules that get an adapter, as a list; "auto" takes the choice PEFT makes for the architecture.',
         default=None,
@@ -58,6 +76,35 @@ class Adapter(Section):
         also=("target_modules", "lora_target_modules"),
         min_length=1,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_to_the_start(cls, given: Any) -> Any:
+        """Leaves rank and alpha to the adapter that the run starts from, unless they are given."""
+        if not isinstance(given, Mapping):
+            return given
+        found = cls.canonical(given)
+        if found.get("start") is None or found.get("preset") is not None:
+            return found
+        return {"rank": None, "alpha": None} | found
+
+    @field_validator("start_digest")
+    @classmethod
+    def _is_a_digest(cls, digest: str | None) -> str | None:
+        if digest is not None and not re.fullmatch("[0-9a-f]{12,64}", digest):
+            raise ValueError(f'adapter.start_digest: expected 12 to 64 digits of 0-9a-f, got "{digest[:70]}".')
+        return digest
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> "Adapter":
+        if self.start is None:
+            if self.rank is None or self.alpha is None:
+                raise ValueError("adapter.rank and adapter.alpha must be numbers where there is no adapter.start.")
+        elif self.kind == "full":
+            raise ValueError(
+                'adapter.start is a LoRA adapter and adapter.kind = "full" trains the weights; delete one of them.'
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Personal", "complaint", "personalised"]
 
-_LOSSES = ("round-loss", "five-round-loss")
-
 
 class Personal(Section):
     """A learning rate for each client: rate * (1 + alpha * Phi), Phi in [-1, 1]. A heuristic: see docs."""

@@ -58,7 +58,7 @@ Say = Callable[[str], None]
 _BUILDING = threading.Lock()
 # What the person at a client may set: where things are, and what this machine is. All else is the run's.
 _OWN = ("data", "runtime")
-_ALSO = ("model.name", "privacy.epsilon")
+_ALSO = ("model.name", "adapter.start", "privacy.epsilon")
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class Asked:
     Attributes:
       client: its stable number.
       state: folder that keeps its model between starts; None keeps nothing.
-      settings: `a.b=c` changes to the server's configuration: data, runtime, model.name and privacy.epsilon only; the
-        last is what this client will spend at most, over all private runs its state folder knows; it takes part in no
-        other ones then.
+      settings: `a.b=c` changes to the server's configuration: data, runtime, model.name, adapter.start and
+        privacy.epsilon only; the last is what this client will spend at most, over all private runs its state folder
+        knows; it takes part in no other ones then.
       own: whether all of its data is its own, instead of a share of the run's.
       threads: CPU threads; None leaves the choice to the configuration.
       trusting: whether the server may name any model and any file of this machine.
@@ -94,7 +94,7 @@ def build_resident(asked: Asked, *, say: Say = lambda _: None) -> "Resident":
         name = setting.partition("=")[0].strip()
         if name not in _ALSO and name.split(".")[0] not in _OWN:
             raise ConfigError(
-                f"--set {setting}: a client sets data.*, runtime.*, {' and '.join(_ALSO)}; the server the rest."
+                f"--set {setting}: a client sets data.*, runtime.*, {', '.join(_ALSO)}; the server the rest."
             )
     return Resident(asked, say)
 

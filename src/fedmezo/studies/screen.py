@@ -35,6 +35,7 @@ _FILES = {
     "journal.sqlite": "the whole run, for resume, verify and export",
     "config.toml": "the configuration in force",
     "tensorboard": "curves, for tensorboard --logdir",
+    "wandb": "curves, for wandb sync",
     "privacy.key": "the secret that this run's noise is made of; show it to nobody",
     "MANIFEST.json": "the seal: what `fedmezo verify` compares every byte with",
 }
@@ -114,7 +115,8 @@ class Screen:
     def round(self, report: Any) -> None:
         """Shows one round: a `RoundReport`."""
         done = report.round + 1
-        self._first = report.round if self._first is None else self._first
+        # A guard may go back to before the first round seen here, in a run that was gone on with.
+        self._first = report.round if self._first is None else min(self._first, report.round)
         self._bytes += report.bytes_up + report.bytes_down
         if self._attendance is not None:
             self._attendance.hear(report)

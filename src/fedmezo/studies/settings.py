@@ -290,6 +290,11 @@ class Output(Section):
     export: bool = key("Write the tuned adapter (or model) at the end.", default=True)
     report: bool = key("Write report.html at the end.", default=True)
     tensorboard: bool = key("Write TensorBoard curves.", default=True)
+    wandb: bool = key(
+        "Write the curves and settings for Weights & Biases, on this machine; `wandb sync` sends them, or "
+        "WANDB_MODE=online at once.",
+        default=False,
+    )
 
 
 class Runtime(Section):

@@ -16,12 +16,12 @@ from rich.table import Table
 from fedmezo.data.prompt import Example
 from fedmezo.errors import ConfigError
 from fedmezo.fl.algorithm import Point
-from fedmezo.models.adapters import Adapter, make_adapter
 from fedmezo.models.bench import ModelBench
 from fedmezo.models.load import Loaded
 from fedmezo.studies.build import load_base
 from fedmezo.studies.config import Config, changed, parse_config
 from fedmezo.studies.deal import read_data
+from fedmezo.studies.origin import origin_of
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import step_
 
@@ -165,15 +165,15 @@ def _rows(
 
 def _measured(loaded: Loaded, asked: _Asked) -> _Found:
     """Returns the slopes and the mean loss at every (spread, mu), the anchor's among them."""
-    settings, law = asked.config.adapter, asked.config.algorithm.law
-    adapter = make_adapter(
-        loaded.model, kind="lora", rank=settings.rank, alpha=settings.alpha, targets=settings.targets
+    law = asked.config.algorithm.law
+    _, adapter, start, _ = origin_of(asked.config, loaded)
+    bench = ModelBench(
+        loaded, adapter, params=start, batches=lambda *_: asked.batch, law=law, seed=asked.config.federation.seed
     )
-    bench = ModelBench(loaded, adapter, batches=lambda *_: asked.batch, law=law)
     slopes: dict[tuple[float, float], list[float]] = {}
     losses: dict[tuple[float, float], float] = {}
     for spread in asked.spreads:
-        params = _moved(adapter, loaded, spread=spread, config=asked.config)
+        params = _moved(bench.params, spread=spread, config=asked.config)
         for mu in dict.fromkeys((*asked.mus, _ANCHOR)):
             points = [Point(params, seed, side * mu, 0, 0, 0) for seed in asked.seeds for side in (1, -1)]
             found = bench.losses(points)
@@ -183,8 +183,8 @@ def _measured(loaded: Loaded, asked: _Asked) -> _Found:
     return _Found(slopes, losses)
 
 
-def _moved(adapter: Adapter, loaded: Loaded, *, spread: float, config: Config) -> Params:
-    params = adapter.start(loaded.model, seed=config.federation.seed)
+def _moved(start: Params, *, spread: float, config: Config) -> Params:
+    params = start.clone()
     if spread:
         step_(params, _SHIFT_SEED, coefficient=spread, law=config.algorithm.law)
     return params

@@ -1,17 +1,20 @@
 """What a user does with a run that is there: judge it, check it, take it back, take it away."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fedmezo.errors import ConfigError, JournalError
-from fedmezo.models.adapters import load_adapter, save_adapter, save_merged
+from fedmezo.models.adapters import WEIGHTS, save_adapter, save_merged
 from fedmezo.models.load import Loaded
 from fedmezo.runtime.journal import replay, update_of
 from fedmezo.studies.build import Built, Tuned, build, build_model, load_base
+from fedmezo.studies.card import CARD, Card, card_of
 from fedmezo.studies.config import Config, load_config
 from fedmezo.studies.folder import JOURNAL, aside, base_of, is_run, opened, rounds_upto, writing
 from fedmezo.studies.judge import judge
+from fedmezo.studies.origin import from_folder, from_model
 from fedmezo.studies.seal import MANIFEST, check, renew, seal, sealing, unseal
 from fedmezo.studies.summary import spent_of
 from fedmezo.zo.perturb import apply_
@@ -21,10 +24,16 @@ __all__ = ["evaluate", "export", "rollback", "save", "verify"]
 SETTINGS = "fedmezo.toml"
 
 
-def save(tuned: Tuned, folder: Path, *, merged: bool = False) -> Path:
+def save(tuned: Tuned, folder: Path, *, merged: bool = False, card: Card | None = None) -> Path:
     """Writes the model as it stands: a PEFT adapter folder, or a whole model when merged or when all of it is trained.
 
     The folder is sealed when it is complete; `verify` compares every byte of it with the seal.
+
+    Args:
+      tuned: the model.
+      folder: where to.
+      merged: whether to write a whole model where there is an adapter.
+      card: what README.md shall say; None for no README.md.
 
     Raises:
       ConfigError: the folder cannot be written.
@@ -39,9 +48,19 @@ def save(tuned: Tuned, folder: Path, *, merged: bool = False) -> Path:
         else:
             save_adapter(new, params, adapter=adapter, base=tuned.base_name)
         (new / SETTINGS).write_text(tuned.config.to_toml(), encoding="utf-8")
+        if card is not None:
+            (new / CARD).write_text(card.text(weights=_sha256(new / WEIGHTS)), encoding="utf-8")
     about = {"base": tuned.base_name, "fingerprint": tuned.loaded.fingerprint, "digest": params.digest()}
     seal(folder, kind="model" if merged else "adapter", about=about)
     return folder
+
+
+def _sha256(path: Path) -> str:
+    """Returns the sha256 of a file in hex; empty where there is none."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _whole(tuned: Tuned) -> Loaded:
@@ -75,7 +94,8 @@ def export(folder: Path | str, *, to: str = "peft", round: int | None = None, ou
         if to == "peft" and tuned.config.adapter.kind == "full":
             raise ConfigError("This run trains all parameters, so there is no adapter; use --to merged.")
         replay(tuned.bench.params, journal, upto=upto)
-    written = save(tuned, out or folder / f"{to}-round-{upto}", merged=to == "merged")
+        card = card_of(journal, tuned, upto=upto, merged=to == "merged")
+    written = save(tuned, out or folder / f"{to}-round-{upto}", merged=to == "merged", card=card)
     if written.absolute().parent == folder.absolute():
         renew(folder, written.name)
     return written
@@ -204,10 +224,5 @@ def _from_folder(folder: Path, config: Config | None) -> Built:
             raise ConfigError(f"{folder} does not say on what data to judge it; give --config.")
         config = load_config(folder / SETTINGS)
     if not adapter:
-        here = config.model.model_copy(update={"name": str(folder), "revision": None})
-        return build(config.model_copy(update={"model": here}), measure=False)
-    built = build(config, measure=False)
-    _, tuned = load_adapter(folder, built.loaded.model)
-    built.bench.adapter.check(tuned)
-    built.bench.params.copy_(tuned)
-    return built
+        return build(from_model(config, folder), measure=False)
+    return build(from_folder(config, folder), measure=False)

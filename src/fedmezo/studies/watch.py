@@ -1,7 +1,7 @@
-"""Who looks on while a run goes: nobody, TensorBoard, or several at once.
+"""Who looks on while a run goes: nobody, a tracker of curves such as TensorBoard, or several at once.
 
 A watcher has four methods: `start(info)`, `round(report)`, `note(text)` and `finish(summary)`. It only looks: nothing
-it does can change the run.
+it does can change the run. A tracker needs one, `log(metrics, step)`; `TrackerWatch` makes a watcher of it.
 """
 
 import json
@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fedmezo.errors import ConfigError
+from fedmezo.errors import missing
 
 if TYPE_CHECKING:
     from fedmezo.runtime.progress import RoundReport
 
-__all__ = ["NullWatch", "TensorBoardWatch", "Watch", "Watchers"]
+__all__ = ["NullWatch", "TensorBoard", "TensorBoardWatch", "Tracker", "TrackerWatch", "Watch", "Watchers"]
 
 MOST_CURVES = 50  # clients of a round with a curve of their own
 
@@ -81,12 +81,72 @@ class Watchers:
             watcher.finish(summary)
 
 
-class TensorBoardWatch:
-    """Writes the curves of a run for TensorBoard; a curve's step is the number of rounds done.
+class Tracker(Protocol):
+    """Where the curves of a run go: TensorBoard, Weights & Biases, or an object of your own.
 
-    The event file is opened with the first round, so that a run that was resumed or rolled back hides what an older
-    file says of the rounds done again. A number that is not finite is left out. Of a cohort of more than 50 the lowest,
-    the median and the highest loss are drawn.
+    `log` is all it must have. What it has of `start(info)`, `text(tag, text, step)` and `finish()` is called too.
+    """
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Takes the numbers of one round, all finite.
+
+        Args:
+          metrics: name -> value, such as "train/loss" and "eval/eval/accuracy".
+          step: rounds done. It goes up by one; where rounds were taken back it comes again, and its new numbers hold.
+        """
+
+
+class TrackerWatch:
+    """Tells a tracker of a run. A tracker that raises is told of nothing more, and `say` hears why."""
+
+    def __init__(self, tracker: Tracker, *, say: Callable[[str], None] = lambda _: None) -> None:
+        """Takes the tracker."""
+        self._tracker: Any = tracker
+        self._say = say
+        self._done = 0
+
+    def start(self, info: Mapping[str, object]) -> None:
+        """Passes on what is known before the first round; `done` in it is the number of rounds a resumed run has."""
+        done = info.get("done", 0)
+        self._done = done if isinstance(done, int) else 0
+        self._tell("start", info)
+        self._text("run", _as_code(info))
+
+    def round(self, report: "RoundReport") -> None:
+        """Passes one round on."""
+        self._done = report.round + 1
+        finite = {name: value for name, value in _curves(report).items() if math.isfinite(value)}
+        self._tell("log", finite, step=self._done)
+        for kind, detail in report.events:
+            self._text(f"events/{kind}", detail)
+
+    def note(self, text: str) -> None:
+        """Passes one sentence on."""
+        self._text("notes", text)
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        """Passes the summary on, and the end."""
+        self._text("summary", _as_code(summary))
+        self._tell("finish")
+
+    def _text(self, tag: str, text: str) -> None:
+        self._tell("text", tag, text, step=self._done)
+
+    def _tell(self, what: str, *told: object, **more: object) -> None:
+        method = getattr(self._tracker, what, None)
+        try:
+            if method is not None:
+                method(*told, **more)
+        except Exception as error:  # it is somebody else's program, and the run is worth more than its curves
+            name, self._tracker = type(self._tracker).__name__, None
+            self._say(f"{name} fails ({type(error).__name__}: {error}); this run is not logged there any more.")
+
+
+class TensorBoard:
+    """A tracker that writes event files for TensorBoard.
+
+    A file is opened with the first round, and again when rounds were taken back, so that it hides what older ones say
+    of the rounds done again.
 
     Raises:
       ConfigError: tensorboard is not installed.
@@ -97,52 +157,57 @@ class TensorBoardWatch:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError(
-                "output.tensorboard needs tensorboard, which is not installed; run: pip install fedmezo[report]"
-            ) from error
+            raise missing("output.tensorboard needs tensorboard", extra="report") from error
         self._open: Callable[[int], Any] = lambda step: SummaryWriter(log_dir=str(folder), purge_step=step)  # type: ignore[no-untyped-call]
         self._writer: Any = None
-        self._texts: list[tuple[str, str]] = []
-        self._done = 0
+        self._texts: list[tuple[str, str, int]] = []
+        self._last = 0
 
-    def start(self, info: Mapping[str, object]) -> None:
-        """Keeps `info`; it is written with the first round. `done` in it is the number of rounds a resumed run has."""
-        done = info.get("done", 0)
-        self._done = done if isinstance(done, int) else 0
-        self._texts.append(("run", _as_code(info)))
-
-    def round(self, report: "RoundReport") -> None:
-        """Writes one round."""
-        self._done = report.round
-        writer = self._ready()
-        self._done += 1
-        for name, value in _curves(report).items():
-            if math.isfinite(value):
-                writer.add_scalar(name, value, global_step=self._done)
-        for kind, detail in report.events:
-            writer.add_text(f"events/{kind}", detail, global_step=self._done)
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Writes the numbers of one round."""
+        if self._writer is not None and step <= self._last:
+            self.finish()
+        self._last = step
+        writer = self._ready(step)
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, global_step=step)
         writer.flush()
 
-    def note(self, text: str) -> None:
-        """Writes one sentence, or keeps it until the first round."""
-        self._texts.append(("notes", text))
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Writes a text, or keeps it until the first round."""
+        self._texts.append((tag, text, step))
         if self._writer is not None:
-            self._ready()
+            self._ready(step + 1)
 
-    def finish(self, summary: Mapping[str, object]) -> None:
-        """Writes the summary and closes the file; a run may go on afterwards in a new file."""
-        self._texts.append(("summary", _as_code(summary)))
-        self._ready().close()
+    def finish(self) -> None:
+        """Closes the file; a run may go on afterwards in a new one."""
+        last = self._texts[-1][2] if self._texts else self._last
+        self._ready(last + 1).close()
         self._writer = None
 
-    def _ready(self) -> Any:
-        """Returns the open writer, with every text that was waiting written."""
+    def _ready(self, first: int) -> Any:
+        """Returns the open writer, with every text that was waiting written; a new file holds steps from `first` on."""
         if self._writer is None:
-            self._writer = self._open(self._done + 1)
-        for tag, text in self._texts:
-            self._writer.add_text(tag, text, global_step=self._done)
+            self._writer = self._open(first)
+        for tag, text, step in self._texts:
+            self._writer.add_text(tag, text, global_step=step)
         self._texts.clear()
         return self._writer
+
+
+class TensorBoardWatch(TrackerWatch):
+    """Writes the curves of a run for TensorBoard; a curve's step is the number of rounds done.
+
+    A number that is not finite is left out. Of a cohort of more than 50 the lowest, the median and the highest loss are
+    drawn.
+
+    Raises:
+      ConfigError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path | str, *, say: Callable[[str], None] = lambda _: None) -> None:
+        """Takes the folder of the event files; it is made when needed."""
+        super().__init__(TensorBoard(folder), say=say)
 
 
 def _curves(report: "RoundReport") -> dict[str, float]:

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fedmezo.studies.compare.runs import Outcome
-from fedmezo.studies.page import DASH, count, duration, number, size
+from fedmezo.studies.page import DASH, count, duration, number, percent, size
 
 __all__ = [
     "COLUMNS",
@@ -17,7 +17,6 @@ __all__ = [
     "Row",
     "aggregate",
     "measured",
-    "percent",
     "points",
     "row_of",
     "spread_text",
@@ -30,11 +29,6 @@ COLUMNS = {"configured": "as configured", "equal": "equal rate", "tuned": "tuned
 def rate_text(value: float | None) -> str:
     """Returns a rate with three digits."""
     return DASH if value is None else f"{value:.3g}"
-
-
-def percent(value: float | None) -> str:
-    """Returns a share in percent."""
-    return f"{value:.1%}" if value is not None and math.isfinite(value) else DASH
 
 
 def points(value: float | None) -> str:
