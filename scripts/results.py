@@ -1,4 +1,4 @@
-"""Writes the README's tables from the raw results in docs/results; see docs/results/README.md for the commands.
+"""Writes the tables of README and docs from the raw results in docs/results; see docs/results/README.md for the commands.
 
 python scripts/results.py          # rewrite the tables between the markers
 python scripts/results.py --check  # exit 1 if they differ
@@ -13,6 +13,7 @@ from statistics import fmean
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
+PAGES = ("README.md", "docs/rate.md", "docs/speed.md", "docs/compare.md")
 
 
 def read(name: str) -> dict:
@@ -97,10 +98,10 @@ def find(rows: list[dict], name: str, dtype: str = "float32", tokens: int | None
 CASES = [(dtype, tokens) for dtype in ("float32", "bfloat16") for tokens in (64, 256)]
 
 
-def speed() -> str:
-    """Returns what `fedmezo bench` found: steps, packing, noise, replay, memory."""
+def steps() -> str:
+    """Returns what `fedmezo bench step` found."""
     # In bfloat16 a step is quick enough to be disturbed by its neighbours; those rows were measured again, alone.
-    steps = [row for row in bench("step") if row["dtype"] == "float32"] + bench("step-bfloat16")
+    found_steps = [row for row in bench("step") if row["dtype"] == "float32"] + bench("step-bfloat16")
     rows = [
         "| one step, against two plain forwards / speed-up over the in-place scheme | "
         + " | ".join(f"{dtype}, {tokens} tokens" for dtype, tokens in CASES)
@@ -108,10 +109,15 @@ def speed() -> str:
         "|---|" + "---|" * len(CASES),
     ]
     for name, label in (("lora", "LoRA, rank 128, query and value"), ("full", "all parameters")):
-        found = [find(steps, f"step: {name}, one step", *case) for case in CASES]
+        found = [find(found_steps, f"step: {name}, one step", *case) for case in CASES]
         cells = [f"{row['ratio_two_forwards']:.2f} / {1 / row['ratio_inplace']:.1f}x" for row in found]
         rows.append(f"| {label} | {' | '.join(cells)} |")
-    rows += ["", "| | float32 | bfloat16 |", "|---|---|---|"]
+    return "\n".join(rows)
+
+
+def speed() -> str:
+    """Returns what `fedmezo bench` found beyond steps: packing, noise, replay, memory."""
+    rows = ["| | float32 | bfloat16 |", "|---|---|---|"]
     rows += [_noise(law) for law in ("gaussian", "rademacher")]
     rows += [_packed(cohort) for cohort in ("8 x 24", "16+32+64+128", "4 x 64")]
     replay = find(bench("replay"), "replay: 90 seeds over 7,372,800 LoRA parameters, gaussian")
@@ -295,7 +301,7 @@ def network() -> str:
 
 
 def main() -> None:
-    """Rewrites or checks the README and docs/rate.md."""
+    """Rewrites or checks the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
@@ -304,11 +310,12 @@ def main() -> None:
         "compare": compared(),
         "measured": measured(),
         "speed": speed(),
+        "steps": steps(),
         "rates": rates(),
         "high": high(),
         "network": network(),
     }
-    for path in (ROOT / "README.md", ROOT / "docs/rate.md"):
+    for path in (ROOT / name for name in PAGES):
         old = new = path.read_text()
         for name, table in tables.items():
             new = re.sub(
