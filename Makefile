@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow check lint types layers audit sbom bench studies studies-check measure clean
+.PHONY: demo test test-slow check lint types layers audit sbom release matrix bench docs studies studies-check measure clean
 
 demo: $(READY)  ## tune a real 135M language model over three clients, about five minutes on two cores
 	$(BIN)/fedmezo run configs/demo.toml
@@ -35,6 +35,15 @@ audit: $(READY)  ## known vulnerabilities of the tested set; says SKIPPED where 
 
 sbom: $(READY)  ## the bill of materials of a release, dist/sbom.json
 	$(BIN)/python scripts/sbom.py --out dist/sbom.json
+
+release: $(READY)  ## build wheel and source archive, check them in an environment of their own; needs PyPI and 2 GB
+	$(BIN)/python scripts/release.py --out docs/results/release.json
+
+matrix: $(READY)  ## the fast tests on every Python from 3.11 that is found
+	$(BIN)/python scripts/matrix.py --out docs/results/matrix.json
+
+docs: $(READY)  ## the documentation as a site, in site/ (warnings are errors)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)  ## speed and memory as ratios, measured in one run (about half an hour; `fedmezo bench WHAT` for less)
 	$(BIN)/fedmezo bench

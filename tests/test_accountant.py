@@ -106,5 +106,5 @@ def test_impossible_numbers_are_refused(wrong):
 
 def test_no_accountant_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(ConfigError, match=r"pip install fedmezo\[privacy\]"):
+    with pytest.raises(ConfigError, match=r"pip install 'fedmezo\[privacy\]'"):
         spent(1.2345, 0.05, 7)

@@ -27,10 +27,12 @@ VERBS = [
     "resume",
     "compare",
     "eval",
+    "ask",
     "export",
     "verify",
     "rollback",
     "report",
+    "watch",
     "doctor",
     "plan",
     "fetch",
@@ -239,6 +241,15 @@ def test_a_terminal_of_80_columns_holds_every_progress_line(monkeypatch, capfd):
         line = max((line for line in capfd.readouterr().err.split("\r") if "499/500" in line), key=len)
     for part in ("loss 2.500", "rate 4.42e-05", "clip 3.14", "123 MB", "120/s", "0:0"):
         assert part in line
+
+
+def test_a_round_before_the_first_one_seen_is_shown_too(capfd):
+    """A run that is gone on with may go back to before the round it went on at."""
+    with Screen() as watch:
+        watch.start({"done": 8, "rounds": 20})
+        watch.round(report(8, rounds=20))
+        watch.round(report(7, rounds=20))
+    assert "round 8/20" in capfd.readouterr().err
 
 
 def test_folders_are_named_after_the_configuration(study):

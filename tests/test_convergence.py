@@ -17,15 +17,9 @@ from fedmezo.fl.fedmezo import Settings
 from fedmezo.zo.estimate import two_point
 from fedmezo.zo.noise import noise
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COMMON = Settings(rate=5e-4, mu=1e-3, steps=5, clip=3.0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_t1_twenty_rounds_lower_the_evaluation_loss():

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_runtime_journal import HEADER, a_journal, a_round, content
-from tiny_runs import StopAfter, StopError, small, write_records
+from tiny_runs import StopAfter, StopError, small
 
 from fedmezo.cli import main
 from fedmezo.errors import ConfigError, JournalError, RunError, SealError
@@ -304,11 +304,6 @@ def test_a_settled_journal_stays_as_it_is_whoever_still_reads_it(tmp_path):
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("data"))
 
 
 def config_of(data, **sections):

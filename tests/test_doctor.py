@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_cli import main, stdout_object
-from tiny_runs import StopAfter, StopError, small, write_records
+from tiny_runs import StopAfter, StopError, small
 from toys import quadratic_bench
 
 from fedmezo import __version__, diagnose
@@ -541,11 +541,6 @@ def test_json_is_one_object_and_a_sick_run_is_no_failed_command(tmp_path, capfd)
     assert not err and not found["healthy"] and found["facts"]["rounds"] == 24
     assert {"kind", "severity", "sentence", "advice", "command", "numbers"} == set(found["findings"][0])
     assert main(["doctor", str(tmp_path)]) == 2
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("records"))
 
 
 def tuned(records, folder, *, seed=1, rounds=12, watch=None, **algorithm):

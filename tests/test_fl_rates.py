@@ -1,9 +1,7 @@
 """Personalised rates: laws of Phi, of the wrapper around every algorithm, its controls, and the paper's own numbers."""
 
-import doctest
 import json
 import math
-import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import StopAfter, StopError, small, write_records
+from tiny_runs import StopAfter, StopError, small
 from toys import ToyBench, quadratic_bench, quadratic_loss, quadratic_params
 
 from fedmezo.errors import ConfigError, RunError
@@ -543,13 +541,6 @@ def test_compat_is_not_nan_where_the_papers_code_was():
 # --- whole runs ---
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    before = torch.get_num_threads()
-    yield write_records(tmp_path_factory.mktemp("data"))
-    torch.set_num_threads(before)
-
-
 def configured(data, name="fedmezo", **personal):
     return small(
         data,
@@ -621,16 +612,6 @@ def test_rates_are_journaled_replayed_and_drawn(data, tmp_path):
 def test_combinations_without_a_meaning_are_refused(overrides, match):
     with pytest.raises(ConfigError, match=match):
         load_config(None, overrides)
-
-
-def test_the_documentation_runs_as_printed():
-    text = (Path(__file__).parent.parent / "docs" / "personal-rates.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "personal-rates.md", "personal-rates.md", 0)
-    assert len(test.examples) >= 12
-    complaints = []
-    doctest.DocTestRunner().run(test, out=complaints.append)
-    assert complaints == []
 
 
 def test_the_documented_figures_are_the_recorded_ones():

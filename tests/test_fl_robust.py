@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from functools import lru_cache
 from statistics import fmean
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from fedmezo.fl.fedmezo import Settings, State, advanced, fedmezo
 from fedmezo.fl.pool import pool_seed
 from fedmezo.fl.rates import Personal, with_personal_rates
 from fedmezo.fl.robust import (
-    COORDINATE_WISE,
+    Coordinate,
     assumed,
     combined,
     finite_only,
@@ -52,6 +53,7 @@ WEIGHTED = {
     "krum": lambda: krum(uniform_weights, single=True),
     "multi-krum": lambda: krum(uniform_weights),
 }
+COORDINATE_WISE = get_args(Coordinate)
 RULES = (*COORDINATE_WISE, *WEIGHTED)
 ATTACKS = attacks(Params({"w": torch.zeros(12)}))
 TABLES = arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 4)), elements=st.floats(-1e6, 1e6))

@@ -255,11 +255,6 @@ def test_a_client_takes_no_part_in_a_sum_of_two(monkeypatch):
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("records"))
-
-
 def config_of(records, **sections):
     plain = {
         "federation": {"clients": 4, "rounds": 3, "local_steps": 8, "batch_size": 2, "pull": "pairs"},

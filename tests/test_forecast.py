@@ -1,8 +1,6 @@
 """The forecast of a round is what a round does, and advice comes when it must and not otherwise."""
 
-import doctest
 import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -207,16 +205,6 @@ def test_a_cohort_counts_as_the_clients_of_a_round():
     told = {"federation": {"clients": 30, "cohort": 4}, "algorithm": {"rate": 1e-3, "mu": 1e-3, "directions": 2}}
     asked = setting_of(parse_config(told))
     assert (asked.clients, asked.directions, asked.rate) == (4, 2, 1e-3)
-
-
-def test_the_documentation_runs_as_printed():
-    text = (Path(__file__).parent.parent / "docs" / "constants.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "constants.md", "constants.md", 0)
-    assert len(test.examples) >= 10
-    complaints = []
-    doctest.DocTestRunner().run(test, out=complaints.append)
-    assert complaints == []
 
 
 @pytest.mark.slow

@@ -23,13 +23,6 @@ import leak_scores  # noqa: E402
 import leak_world  # noqa: E402
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def world():
     return leak.tiny(batch=2, clients=1, steps=2)

@@ -17,9 +17,7 @@ from fedmezo.runtime.journal import SLOW, Journal
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    for name, seconds in {"_POLL": 0.001, "_GREET": 0.0, "_PAUSE": 0.002}.items():
-        monkeypatch.setattr(distant, name, seconds)
+def _small(no_waiting, monkeypatch):
     monkeypatch.setattr(load_line, "DIM", 64)
 
 

@@ -16,39 +16,19 @@ from fedmezo.errors import DataError, ModelError
 from fedmezo.fl.algorithm import Point
 from fedmezo.models.backprop import recomputed, recomputing
 from fedmezo.models.bench import ModelBench
-from fedmezo.models.linear import onednn_pays
 from fedmezo.models.loss import RowScore, loss_weight, tally
 from fedmezo.zo.noise import noise
 from fedmezo.zo.params import Params
 
 # PEFT's own warnings, when the reference model is built with it.
 pytestmark = [
+    pytest.mark.usefixtures("both_libraries", "one_thread"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
 ]
 
 BATCHES = (answers(3, seed=1), candidates(2, seed=1), multiple_choice(2, seed=1))
 NAMES = ["llama", "gpt2", "opt", "qwen2", "neox", "granite", "mistral", "gemma2", "bloom"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Two threads take several times as long on models this small when the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True, params=["mkl", "onednn"])
-def _library(request, monkeypatch):
-    """Models this small would not meet the library that large ones are computed with."""
-    monkeypatch.setenv("FEDMEZO_LINEAR", request.param)
-    monkeypatch.setattr("fedmezo.models.linear._SMALL", 1)
-    monkeypatch.setattr("fedmezo.models.linear._FEW", 1)
-    onednn_pays.cache_clear()
-    yield
-    onednn_pays.cache_clear()
 
 
 def bench(loaded, kind="lora", *, batches=BATCHES, **options):

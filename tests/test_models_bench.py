@@ -18,14 +18,7 @@ from fedmezo.models.schedule import token_budget
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import lane_, lanes_, step_
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Two threads take several times as long on models this small when the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def bench_of(name="llama", kind="lora", **options):

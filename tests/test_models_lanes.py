@@ -15,13 +15,13 @@ from fedmezo.models.adapters import full_adapter, load_adapter, lora_adapter, me
 from fedmezo.models.bench import ModelBench
 from fedmezo.models.engine import Engine, Unit
 from fedmezo.models.lanes import Lane, lay_out
-from fedmezo.models.linear import onednn_pays
 from fedmezo.models.loss import Piece, label_scores
 from fedmezo.zo.noise import noise, round_coefficient
 from fedmezo.zo.params import Params
 
 # PEFT's own warnings, when the reference model is built with it.
 pytestmark = [
+    pytest.mark.usefixtures("both_libraries", "one_thread"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
 ]
@@ -31,26 +31,6 @@ TOLERANCE = 1e-6  # relative, float32; the largest difference seen is 3.1e-7
 PACKED = ["llama", "gpt2", "opt", "qwen2", "neox", "qwen3", "granite"]
 ALONE = ["gemma2", "bloom"]
 TARGETS = {"granite": ["q_proj", "v_proj"], "mamba": ["in_proj"], "mixtral": ["q_proj", "v_proj"]}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Two threads take several times as long on models this small when the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True, params=["mkl", "onednn"])
-def _library(request, monkeypatch):
-    """Models this small would not meet the library that large ones are computed with."""
-    monkeypatch.setenv("FEDMEZO_LINEAR", request.param)
-    monkeypatch.setattr("fedmezo.models.linear._SMALL", 1)
-    monkeypatch.setattr("fedmezo.models.linear._FEW", 1)
-    onednn_pays.cache_clear()
-    yield
-    onednn_pays.cache_clear()
 
 
 def config(name, **options):

@@ -30,17 +30,11 @@ from fedmezo.studies.run import evaluate, export, resume, run, verify
 from fedmezo.studies.signal import signal_rows, signal_table
 from fedmezo.zo.params import Params
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ARCHITECTURES = ["llama", "gpt2", "opt", "qwen2", "neox"]
 # What makes a quantised base another base: sha256 of its codes. Two machines must agree on it.
 FINGERPRINTS = {"int8": "a7240273d52fc0d9", "int4": "3be217613ef684fa"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def quantised(name, kind, *, dtype=torch.float32):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import StopAfter, StopError, small, write_records
+from tiny_runs import StopAfter, StopError, small
 from toys import ToyBench, quadratic_bench, quadratic_loss, quadratic_params
 
 from fedmezo.cli import main
@@ -38,11 +38,6 @@ FAMILY = {
     "fedavg": lambda **options: fedavg(GradientSettings(0.01, 4), **options),
 }
 WALKS = [name for name in FAMILY if name != "fedavg"]
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import answers, candidates, multiple_choice, tiny
-from tiny_runs import small, write_records
+from tiny_runs import small
 
 from fedmezo.errors import ConfigError, ModelError
 from fedmezo.fl.algorithm import Point
@@ -29,7 +29,10 @@ with warnings.catch_warnings():
     from fedmezo.cli import main
 
 # PEFT's own warnings, when the plain twin is built with it.
-pytestmark = [pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")]
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+]
 
 backprop = pytest.mark.skipif(find_spec("curvlinops") is None, reason="needs the extra analyze")
 
@@ -43,19 +46,6 @@ def late(example):
 CHOICES = multiple_choice(3, seed=1)
 BATCHES = (answers(3, seed=1), (*candidates(2, seed=1), *answers(1, seed=2)), (*CHOICES[:2], late(CHOICES[2])))
 KEYS = [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("data"))
 
 
 def bench_of(name, kind, *, spread=0.05, rank=4):

@@ -8,11 +8,11 @@ import pytest
 from fake_line import Crash, FakeLine
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import StopAfter, StopError, small, write_records
+from tiny_runs import StopAfter, StopError, small
 
 from fedmezo import __version__, diagnose
 from fedmezo.errors import ConfigError, RunError, WireError
-from fedmezo.runtime import calls, distant
+from fedmezo.runtime import calls
 from fedmezo.runtime.calls import (
     Addend,
     Behind,
@@ -37,19 +37,9 @@ from fedmezo.studies.consent import refuse_unasked
 from fedmezo.studies.resident import Asked, build_resident, refuse_strangers
 from fedmezo.studies.run import resume, run
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 ONE_PER_PASS = {"lanes": 2, "threads": 1}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(distant, "_POLL", 0.0005)
-    monkeypatch.setattr(distant, "_GREET", 0.0)
-    monkeypatch.setattr(distant, "_PAUSE", 0.002)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("records"))
 
 
 def config_of(records, **sections):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_runtime_simulate import SETTINGS, header
-from tiny_runs import small, write_records
+from tiny_runs import small
 from toys import ToyBench, quadratic_bench, quadratic_loss, quadratic_params, quadratic_recipe
 
 from fedmezo.fl.cohort import decayed
@@ -624,11 +624,6 @@ def test_the_journal_is_the_same_whoever_walks(tmp_path, workers, options):
 
 
 # Configurations
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_records(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize(

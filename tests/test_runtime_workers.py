@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from test_runtime_simulate import SETTINGS, go, header
 from tiny_runs import StopAfter, StopError, small, write_records
 from toys import (
@@ -41,22 +40,10 @@ WILD = {"settings": replace(SETTINGS, rate=0.2, clip=math.inf), "clients": 3, "r
 HOT = {"algorithm": {"rate": 2e-2}}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def workers():
     with Workers(quadratic_recipe, 2) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_records(tmp_path_factory.mktemp("data"))
 
 
 def written(path: Path) -> list:

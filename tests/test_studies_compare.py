@@ -198,11 +198,6 @@ def test_what_limits_a_comparison_is_said(changed, terms, told):
     assert same == []
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("records"))
-
-
 LINEAR = {"algorithm": {"decay": "linear", "rate": 1e-3}, "guard": {"batches": 6}}
 
 

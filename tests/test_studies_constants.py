@@ -13,7 +13,7 @@ from fedmezo.errors import ConfigError
 from fedmezo.fl.algorithm import Point
 from fedmezo.studies.build import build
 from fedmezo.studies.config import changed
-from fedmezo.studies.constants import estimate, measure_built, measure_constants, measure_on
+from fedmezo.studies.constants import estimate, measure_built, measure_constants
 from fedmezo.studies.measured import load_measured
 from fedmezo.studies.moments import cover_line, fit_line, moments, spearman
 from fedmezo.studies.run import run
@@ -184,7 +184,9 @@ def test_a_bench_gives_intervals_that_hold_what_was_planted():
     asked = Asked(directions=100)
     bench = toy(fed, points[0])
     named = [(str(n), Params({"x": torch.tensor(x, dtype=torch.float32)})) for n, x in enumerate(points)]
-    measured = measure_on(bench, named, clients=range(4), asked=asked)
+    how = {"clients": range(4), "names": lambda _, number: (number, 0), "asked": asked, "seed": 0}
+    found = [sample(bench, place, **how) for place in named]
+    measured = estimate(found, dim=bench.params.dim, asked=asked, forwards=bench.forwards)
     for name, planted in PLANTED.items():
         low, high = measured.intervals[name]
         assert low <= planted <= high, name

@@ -1,7 +1,7 @@
 """All four algorithms through the study verbs: the promises of a run hold for each of them."""
 
 import pytest
-from tiny_runs import StopAfter, StopError, small, write_records
+from tiny_runs import StopAfter, StopError, small
 
 from fedmezo.fl.algorithm import Reply
 from fedmezo.runtime.journal import Journal
@@ -17,11 +17,6 @@ FAMILY = {
     "fedavg-adamw": {"name": "fedavg", "optimizer": "adamw", "gradient_checkpointing": True},
 }
 TAKING_PART = {"clients": 5, "cohort": 2, "rounds": 4, "local_steps": 3}
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-import torch
-from tiny_runs import asked, small, write_records
+from tiny_runs import asked, small
 
 from fedmezo.cli import main
 from fedmezo.studies.config import parse_config
@@ -21,18 +20,6 @@ SETTINGS = (
 )  # fmt: skip
 TINY = [part for setting in SETTINGS for part in ("--set", setting)]
 KEYS = {"forwards", "tokens", "bytes", "memory_mb", "seconds", "advice"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize(

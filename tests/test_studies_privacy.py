@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_line import FakeLine
 from test_cli import main, stdout_object
-from tiny_runs import Notes, StopAfter, StopError, small, write_records
+from tiny_runs import Notes, StopAfter, StopError, small
 
 from fedmezo import diagnose, plan, resume, rollback, run, verify
 from fedmezo.errors import ConfigError, RunError
@@ -20,6 +20,8 @@ from fedmezo.runtime.journal import Journal
 from fedmezo.studies.config import parse_config
 from fedmezo.studies.resident import Asked, build_resident
 from fedmezo.studies.secret import SECRET, kept_secret, key_for
+
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 ROOT = Path(__file__).parent.parent
 ALGORITHM = {"rate": 2e-3, "mu": 1e-3}
@@ -33,18 +35,6 @@ MODES = {
     "central": {"privacy": CENTRAL, "algorithm": ALGORITHM | {"shared": True}, "federation": {"cohort": 2}},
 }
 SEEDED = {name: sections | {"privacy": sections["privacy"] | {"noise_seed": 7}} for name, sections in MODES.items()}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(distant, "_POLL", 0.0005)
-    monkeypatch.setattr(distant, "_GREET", 0.0)
-    monkeypatch.setattr(distant, "_PAUSE", 0.002)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("records"))
 
 
 def config_of(records, **sections):

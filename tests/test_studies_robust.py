@@ -1,6 +1,5 @@
 """Runs under a robust rule: the same bits wherever clients walk and however often the run is stopped, whoever lies."""
 
-import doctest
 import re
 import subprocess
 import sys
@@ -10,11 +9,10 @@ from pathlib import Path
 import pytest
 from attacks import ATTACKS
 from fake_line import FakeLine
-from tiny_runs import StopAfter, StopError, small, write_records
+from tiny_runs import StopAfter, StopError, small
 
 from fedmezo.errors import ConfigError, RunError
 from fedmezo.fl.whole import is_whole
-from fedmezo.runtime import distant
 from fedmezo.runtime.calls import Done, decode_answer, encode_answer
 from fedmezo.runtime.journal import Journal
 from fedmezo.runtime.wire import decode_reply, encode_reply
@@ -23,21 +21,11 @@ from fedmezo.studies.resident import Asked, build_resident
 from fedmezo.studies.run import resume, run
 from fedmezo.studies.uses import verify
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 ROOT = Path(__file__).parent.parent
 CLIENTS = 5
 FEW = {"clients": 3}  # enough where nobody's neighbours are counted
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(distant, "_POLL", 0.0005)
-    monkeypatch.setattr(distant, "_GREET", 0.0)
-    monkeypatch.setattr(distant, "_PAUSE", 0.002)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("records"))
 
 
 def config_of(records, rule, **sections):
@@ -196,16 +184,6 @@ def test_secret_sums_cannot_be_outvoted():
         parse_config(secret)
     with pytest.raises(ConfigError, match="sees no single walk"):
         parse_config(secret | {"robust": {"rule": "norm-bound"}})
-
-
-def test_the_documentation_runs_as_printed():
-    text = (ROOT / "docs" / "robust.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "robust.md", "robust.md", 0)
-    assert len(test.examples) >= 8
-    complaints = []
-    doctest.DocTestRunner().run(test, out=complaints.append)
-    assert complaints == []
 
 
 def test_the_documented_figures_are_the_recorded_ones():

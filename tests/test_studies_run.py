@@ -26,18 +26,6 @@ BYTES = ["up_per_client_round", "down_per_client_round", "up_total", "down_total
 HOT = {"algorithm": {"rate": 2e-2}}  # moves the model far enough that every round shows in the loss
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_records(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> tuple[Path, Summary]:
     """A run of four rounds with all its files; for reading only."""

@@ -1,8 +1,6 @@
 """Planted spectra come back by every estimator with the samples its docstring asks for: trace, norm, rank."""
 
-import doctest
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,9 +228,3 @@ def test_too_few_samples_are_refused():
 )
 def test_a_claim_is_judged_by_the_whole_interval(interval, wanted):
     assert verdict(180.0, interval, limit=200) == wanted
-
-
-def test_the_snippets_of_the_page_run():
-    page = Path(__file__).parent.parent / "docs" / "rank.md"
-    found = doctest.testfile(str(page), module_relative=False)
-    assert found.attempted > 5 and not found.failed

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import Notes, StopAfter, StopError, small, write_records
+from tiny_runs import Notes, StopAfter, StopError, small
 
 from fedmezo.cli import main
 from fedmezo.errors import ConfigError
@@ -28,18 +28,6 @@ from fedmezo.studies.window_table import moved_words, window_dict, window_table,
 from fedmezo.zo.params import Params
 
 BF16 = {"name": "builtin:tiny", "dtype": "bfloat16"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_records(tmp_path_factory.mktemp("data"))
 
 
 class Toy:

@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from fedmezo.runtime.line import Line, Parcel, Returned
     from fedmezo.runtime.progress import RoundReport
     from fedmezo.runtime.simulate import simulate
+    from fedmezo.studies.ask import ask
     from fedmezo.studies.build import build
     from fedmezo.studies.config import Config, load_config
     from fedmezo.studies.doctor import diagnose
+    from fedmezo.studies.live import LivePage, watch
     from fedmezo.studies.plan import plan
     from fedmezo.studies.resident import Asked, build_resident
     from fedmezo.studies.run import Summary, resume, run
+    from fedmezo.studies.trainer import ZOTrainer, ZOTrainingArguments
     from fedmezo.studies.uses import evaluate, export, rollback, verify
+    from fedmezo.studies.watch import Tracker
 
 __version__ = "0.1.0"
 
@@ -41,6 +45,7 @@ _HOMES = {
     "Config": "fedmezo.studies.config",
     "Journal": "fedmezo.runtime.journal",
     "Line": "fedmezo.runtime.line",
+    "LivePage": "fedmezo.studies.live",
     "Noise": "fedmezo.fl.privacy",
     "Parcel": "fedmezo.runtime.line",
     "Personal": "fedmezo.fl.rates",
@@ -49,6 +54,10 @@ _HOMES = {
     "RoundReport": "fedmezo.runtime.progress",
     "Settings": "fedmezo.fl.fedmezo",
     "Summary": "fedmezo.studies.run",
+    "Tracker": "fedmezo.studies.watch",
+    "ZOTrainer": "fedmezo.studies.trainer",
+    "ZOTrainingArguments": "fedmezo.studies.trainer",
+    "ask": "fedmezo.studies.ask",
     "build": "fedmezo.studies.build",
     "build_resident": "fedmezo.studies.resident",
     "diagnose": "fedmezo.studies.doctor",
@@ -66,6 +75,7 @@ _HOMES = {
     "run": "fedmezo.studies.run",
     "simulate": "fedmezo.runtime.simulate",
     "verify": "fedmezo.studies.uses",
+    "watch": "fedmezo.studies.live",
     "with_central_privacy": "fedmezo.fl.privacy",
     "with_client_privacy": "fedmezo.fl.privacy",
     "with_example_privacy": "fedmezo.fl.privacy",
@@ -79,6 +89,7 @@ __all__ = [
     "FedMeZOError",
     "Journal",
     "Line",
+    "LivePage",
     "Noise",
     "Parcel",
     "Personal",
@@ -87,7 +98,11 @@ __all__ = [
     "RoundReport",
     "Settings",
     "Summary",
+    "Tracker",
+    "ZOTrainer",
+    "ZOTrainingArguments",
     "__version__",
+    "ask",
     "build",
     "build_resident",
     "diagnose",
@@ -105,6 +120,7 @@ __all__ = [
     "run",
     "simulate",
     "verify",
+    "watch",
     "with_central_privacy",
     "with_client_privacy",
     "with_example_privacy",

@@ -5,13 +5,13 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import typer
 
-__all__ = ["aside", "emit", "fail", "plain"]
+__all__ = ["aside", "emit", "fail", "plain", "saying"]
 
 
 @contextmanager
@@ -31,6 +31,11 @@ def aside() -> Iterator[None]:
 def emit(result: Mapping[str, Any]) -> None:
     """Prints a result as one JSON object on one line of standard output."""
     typer.echo(json.dumps(plain(result), allow_nan=False))
+
+
+def saying(*, quiet: bool = False) -> Callable[[str], None]:
+    """Returns what is told of a verb's progress: a line on standard error, or nothing."""
+    return lambda text: None if quiet else typer.echo(text, err=True)
 
 
 def plain(value: Any) -> Any:

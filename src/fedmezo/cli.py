@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperArgument
 
 from fedmezo import __version__
-from fedmezo.channels import aside, fail
+from fedmezo.channels import aside, fail, saying
 from fedmezo.cli_analyze import analyze_app
 from fedmezo.cli_bench import bench
 from fedmezo.cli_client import client
@@ -24,7 +24,8 @@ from fedmezo.cli_compare import compare
 from fedmezo.cli_config import Folder, Json, Quiet, Settings, Source, config_app, mistake, read_config, show
 from fedmezo.cli_flower import certs_app, flower_app, server, submit
 from fedmezo.cli_study import study_app
-from fedmezo.cli_use import doctor, evaluate, export, report, rollback, verify
+from fedmezo.cli_use import ask, doctor, evaluate, export, report, rollback, verify
+from fedmezo.cli_watch import watch
 from fedmezo.errors import ConfigError, FedMeZOError, StoppedError
 
 if TYPE_CHECKING:
@@ -48,12 +49,13 @@ app.add_typer(analyze_app, name="analyze", rich_help_panel="Prepare")
 app.command(rich_help_panel="Tune")(compare)
 app.add_typer(study_app, name="study", rich_help_panel="Tune")
 app.command("eval", rich_help_panel="Use")(evaluate)
+app.command(rich_help_panel="Use")(ask)
 app.command(rich_help_panel="Use")(export)
 for verb in (server, client, submit):
     app.command(rich_help_panel="Across machines")(verb)
 app.add_typer(certs_app, name="certs", rich_help_panel="Across machines")
 app.add_typer(flower_app, name="flower", rich_help_panel="Across machines")
-for verb in (doctor, verify, rollback, report, bench):
+for verb in (watch, doctor, verify, rollback, report, bench):
     app.command(rich_help_panel="Look after")(verb)
 
 
@@ -61,7 +63,8 @@ for verb in (doctor, verify, rollback, report, bench):
 ARGUMENTS = {
     "config": "A TOML configuration; the defaults when left out.",
     "folder": "The folder of a run.",
-    "target": "The folder of a run, or of an adapter.",
+    "target": "The folder of a run, adapter or model.",
+    "prompt": "The question, in quotes.",
     "name": "Such as smollm2-135m.",
     "names": "Studies; all of them when left out.",
     "path": "The file to write; fedmezo.toml by default.",
@@ -153,7 +156,7 @@ def plan(
 
         known = load_measured(constants) if constants else None
         if measure:
-            known = measure_constants(wanted, say=lambda text: typer.echo(text, err=True))
+            known = measure_constants(wanted, say=saying())
         result = study.plan(wanted, **({"measured": known} if known else {}))
     if known and not as_json:
         result["theory"] = in_words(result.get("theory"))
@@ -166,7 +169,7 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: Json = 
     with aside():
         from fedmezo.models.fetch import fetch as bring
 
-        path = bring(name, say=lambda text: typer.echo(text, err=True))
+        path = bring(name, say=saying())
     show({"name": name, "path": path}, as_json=as_json)
 
 

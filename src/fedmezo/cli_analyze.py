@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fedmezo.channels import aside, emit
-from fedmezo.cli_config import Json, Settings, Source, draw, read_config
+from fedmezo.channels import aside, emit, saying
+from fedmezo.cli_config import Json, Quiet, Settings, Source, draw, read_config
 
 __all__ = ["analyze_app"]
 
@@ -36,7 +36,7 @@ def noise(
         str, typer.Option(metavar="X,...", help="How far the adapter is off its start; 0 is the start.")
     ] = "0,0.01",
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """How much of a two-point slope is signal, per number format and mu.
 
@@ -56,7 +56,7 @@ def noise(
             mus=read_list(mu, option="--mu", of=float) or (),
             directions=directions,
             spreads=read_list(spread, option="--spread", of=float) or (),
-            say=lambda text: None if quiet else typer.echo(text, err=True),
+            say=saying(quiet=quiet),
         )
     if as_json:
         emit({"rows": [asdict(row) for row in rows]})
@@ -86,7 +86,7 @@ def rank(
     after: Annotated[int, typer.Option(metavar="ROUNDS", help="Also after so many rounds of the run.")] = 0,
     spread: Annotated[float, typer.Option(metavar="X", help="How far the parameters are off their start.")] = 0.0,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """The effective rank r = tr(H) / |H| of the clients' mean loss in the trained parameters.
 
@@ -98,7 +98,7 @@ def rank(
         from fedmezo.studies.rank import Asked, rank_rows, rank_table, rank_words
 
         asked = Asked(method, directions, steps, batches=batches, mu=mu, layers=layers, after=after, spread=spread)
-        rows = rank_rows(wanted, asked, say=lambda text: None if quiet else typer.echo(text, err=True))
+        rows = rank_rows(wanted, asked, say=saying(quiet=quiet))
     if as_json:
         emit({"rows": [asdict(row) for row in rows]})
         return
@@ -114,7 +114,6 @@ _Directions = Annotated[int, typer.Option(metavar="N", help="Directions at every
 _Batches = Annotated[
     int, typer.Option(metavar="N", help="Batches per client and direction, at least 2; more for small ones.")
 ]
-_Still = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 
 
 @analyze_app.command("constants")
@@ -127,7 +126,7 @@ def constants(
     points: _Points = 3,
     spread: Annotated[float, typer.Option(metavar="X", help="Of the second point, start + X z.")] = 0.01,
     as_json: Json = False,
-    quiet: _Still = False,
+    quiet: Quiet = False,
 ) -> None:
     """The constants of Assumptions 1, 3, 4 and 6, from forward passes: L, r, c_g, sigma_g2, c_h, sigma_h2.
 
@@ -140,9 +139,7 @@ def constants(
         from fedmezo.studies.sampling import Asked
 
         asked = Asked(directions, batches, points, spread=spread)
-        measured = measure_constants(
-            wanted, asked=asked, say=lambda text: None if quiet else typer.echo(text, err=True)
-        )
+        measured = measure_constants(wanted, asked=asked, say=saying(quiet=quiet))
     if as_json:
         emit(measured.as_dict())
         return
@@ -158,7 +155,7 @@ def heterogeneity(
     batches: _Batches = 2,
     points: _Points = 3,
     as_json: Json = False,
-    quiet: _Still = False,
+    quiet: Quiet = False,
 ) -> None:
     """How unlike the clients are: gradients and losses from forward passes, and the labels they hold.
 
@@ -172,9 +169,7 @@ def heterogeneity(
         from fedmezo.studies.sampling import Asked
 
         asked = Asked(directions, batches, points)
-        found = measure_heterogeneity(
-            wanted, asked=asked, say=lambda text: None if quiet else typer.echo(text, err=True)
-        )
+        found = measure_heterogeneity(wanted, asked=asked, say=saying(quiet=quiet))
     if as_json:
         emit(found.as_dict())
         return

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmezo.channels import aside, emit, plain
-from fedmezo.cli_config import Json, draw
+from fedmezo.channels import aside, emit, plain, saying
+from fedmezo.cli_config import Json, Quiet, draw
 from fedmezo.errors import ConfigError
 
 __all__ = ["bench"]
@@ -53,7 +53,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Turns counted; medians are told.")] = 5,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON object here.")] = None,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure this machine: as ratios to two plain forwards and to the widespread in-place scheme.
 
@@ -80,7 +80,7 @@ def bench(
             threads=threads,
             repeats=repeats,
         )
-        result = study.bench(asked, say=lambda text: None if quiet else typer.echo(text, err=True))
+        result = study.bench(asked, say=saying(quiet=quiet))
     if out is not None:
         out.write_text(json.dumps(plain(result), allow_nan=False, indent=1) + "\n", encoding="utf-8")
     _show(result, as_json=as_json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmezo.channels import aside
+from fedmezo.channels import aside, saying
 from fedmezo.cli_across import Certs, Dry, Insecure, Server, print_lines, stoppable, tls_of
 from fedmezo.cli_config import Quiet, Settings
 from fedmezo.errors import ConfigError
@@ -70,7 +70,7 @@ def client(
 
             print_lines(client_lines(joining), as_json=False)
         else:
-            _take_part(joining, say=lambda text: None if quiet else typer.echo(text, err=True))
+            _take_part(joining, say=saying(quiet=quiet))
 
 
 def _take_part(joining: "Joining", *, say: Callable[[str], None]) -> None:

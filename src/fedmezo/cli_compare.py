@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from fedmezo.channels import aside, emit
-from fedmezo.cli_config import Json, Settings, draw
+from fedmezo.cli_config import Json, Quiet, Settings, draw
 from fedmezo.errors import StoppedError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def compare(
     ] = Path("runs/compare"),
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs at once.")] = 1,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare algorithms under one equal budget, at equal rates and at tuned rates, over several seeds.
 

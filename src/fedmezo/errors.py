@@ -63,3 +63,8 @@ class StoppedError(FedMeZOError):
     """The user stopped a verb; the message tells how to go on."""
 
     exit_code = 130
+
+
+def missing(what: str, *, extra: str) -> ConfigError:
+    """Returns the error for a library that only an extra brings; `what` is such as "The report needs plotly"."""
+    return ConfigError(f"{what}, which is not installed; run: pip install 'fedmezo[{extra}]'")

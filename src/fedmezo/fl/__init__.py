@@ -1,1 +1,1 @@
-"""Federated algorithms as values: four pure functions over explicit state."""
+"""Federated algorithms as values: records of pure functions over explicit state."""

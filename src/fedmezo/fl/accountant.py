@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from fedmezo.errors import ConfigError
+from fedmezo.errors import ConfigError, missing
 
 __all__ = ["Accountant", "Releases", "epsilon", "sigma_for"]
 
@@ -87,9 +87,7 @@ def _book(accountant: Accountant) -> tuple[Any, Any]:
         from absl import logging
         from dp_accounting import dp_event, pld, rdp  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ConfigError(
-            "Privacy is accounted for by dp-accounting, which is not installed; run: pip install fedmezo[privacy]"
-        ) from error
+        raise missing("Privacy is accounted for by dp-accounting", extra="privacy") from error
     logging.set_verbosity(logging.ERROR)  # it tells of every order that it leaves out, which costs nothing
     if accountant == "pld":
         return dp_event, pld.PLDAccountant(value_discretization_interval=_GRID)

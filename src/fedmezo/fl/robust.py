@@ -24,12 +24,11 @@ from fedmezo.fl.whole import whole
 from fedmezo.zo.seedsum import DenseDelta, Walk
 
 __all__ = [
-    "COORDINATE_WISE", "Coordinate", "assumed", "combined", "finite_only", "krum", "lengths", "norm_bounded",
+    "Coordinate", "assumed", "combined", "finite_only", "krum", "lengths", "norm_bounded",
     "squared_distances", "with_believed_losses", "with_robust_mean",
 ]  # fmt: skip
 
 Coordinate = Literal["median", "trimmed-mean", "sign-vote"]
-COORDINATE_WISE: tuple[Coordinate, ...] = ("median", "trimmed-mean", "sign-vote")
 _LARGEST = 1e30  # no coefficient of a run that goes anywhere; what is larger would not fit a float32 slope
 _UNBELIEVABLE = 5.0  # median deviations; of normal losses one in a thousand is that far off
 

@@ -184,8 +184,8 @@ class Journal:
     def _evaluations(self, number: int | None = None) -> _Evaluations:
         found: _Evaluations = {}
         sql = "SELECT round, split, metric, value FROM evaluations {} ORDER BY round, link, place"
-        one = self._ledger.query(sql.format("WHERE round = ?"), number) if number is not None else None
-        for at, split, metric, value in one if one is not None else self._ledger.query(sql.format("")):
+        where, given = ("", ()) if number is None else ("WHERE round = ?", (number,))
+        for at, split, metric, value in self._ledger.query(sql.format(where), *given):
             found.setdefault((integer(at), str(split)), {})[str(metric)] = real(value)
         return found
 
@@ -200,9 +200,8 @@ class Journal:
     def events(self, kind: str | None = None) -> list[tuple[int, str, str]]:
         """Returns (round, kind, detail) of all events, or of one kind, in the order they were written."""
         sql = "SELECT round, kind, detail FROM events {} ORDER BY link, place"
-        one = self._ledger.query(sql.format("WHERE kind = ?"), kind) if kind is not None else None
-        rows = one if one is not None else self._ledger.query(sql.format(""))
-        return [(integer(at), str(kind), str(detail)) for at, kind, detail in rows]
+        where, given = ("", ()) if kind is None else ("WHERE kind = ?", (kind,))
+        return [(integer(at), str(name), str(text)) for at, name, text in self._ledger.query(sql.format(where), *given)]
 
     def slowed(self) -> float:
         """Returns the factor that guards have put on every later rate: the product of all "slow" events."""

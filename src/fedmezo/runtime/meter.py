@@ -5,20 +5,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-import torch
-
-__all__ = ["Stopwatch", "peak_cuda_mb", "peak_rss_mb"]
+__all__ = ["Stopwatch", "peak_rss_mb"]
 
 
 def peak_rss_mb() -> float:
     """Returns the largest resident set of this process so far, in MB (10**6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def peak_cuda_mb() -> float:
-    """Returns the largest memory torch has held on the CUDA device so far, in MB; 0 without one."""
-    return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmezo.errors import ConfigError
+from fedmezo.errors import ConfigError, missing
 from fedmezo.runtime.flower.programs import Tls
 
 if TYPE_CHECKING:
@@ -123,9 +123,7 @@ def _need_cryptography() -> None:
     try:
         import cryptography  # noqa: F401
     except ImportError:
-        raise ConfigError(
-            "Certificates need the library cryptography, which is not installed; run: pip install 'fedmezo[flower]'"
-        ) from None
+        raise missing("Certificates need the library cryptography", extra="flower") from None
 
 
 def _check(folder: Path, names: Sequence[str], what: str) -> None:

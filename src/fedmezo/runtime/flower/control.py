@@ -88,13 +88,17 @@ class Control:
         except OSError as error:
             raise ConfigError(f"{home} cannot be written ({error.strerror}); choose another folder.") from None
 
-    def submit(self, app: Path) -> str:
+    def submit(self, app: Path, *, changes: str = "") -> str:
         """Submits the run in an app folder and returns its number at the SuperLink.
+
+        Args:
+          app: the folder.
+          changes: of its configuration, such as "federation.rounds=5".
 
         Raises:
           RunError: the SuperLink cannot be reached, or does not take it.
         """
-        return str(self._ask(flwr_run(app))["run-id"])
+        return str(self._ask(flwr_run(app, changes=changes))["run-id"])
 
     def register(self, keys: Sequence[Path]) -> int:
         """Makes public keys known to the SuperLink; returns how many were not yet.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from fedmezo.errors import ConfigError
+from fedmezo.errors import ConfigError, missing
 
 __all__ = [
     "CONNECTION",
@@ -104,7 +104,7 @@ def need_flower() -> None:
       ConfigError: it is not.
     """
     if importlib.util.find_spec("flwr") is None:
-        raise ConfigError("This needs Flower, which is not installed; run: pip install 'fedmezo[flower]'")
+        raise missing("This needs Flower", extra="flower")
     found = version("flwr")
     if not f"{found}.".startswith(f"{_TESTED}."):
         raise ConfigError(f"This needs Flower {_TESTED}, got {found}; run: pip install 'fedmezo[flower]'")
