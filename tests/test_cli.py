@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -430,18 +429,16 @@ def test_every_verb_and_argument_is_explained(capfd, monkeypatch, verb):
         assert all(len(row.strip("│* ").split()) > 4 for row in rows if row.strip("│ ") and "[required]" not in row)
 
 
-def test_help_and_version_are_quick_and_load_no_torch():
+def test_help_and_version_load_no_torch():
     code = (
         "import sys; from fedmezo.cli import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numba', 'plotly', 'numpy'} & set(sys.modules); "
         "print(sorted(heavy), file=sys.stderr); sys.exit(code)"
     )
     for arguments in (["--help"], ["--version"], ["run", "--help"], ["config", "show"], ["config", "init", "-h"], []):
-        began = time.monotonic()
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "[]\n"), arguments
         assert done.stdout
-        assert time.monotonic() - began < 1.0
 
 
 def test_the_module_is_the_command():

@@ -37,9 +37,9 @@ def name_of(page):
 
 
 def is_in(part, source):
-    """Whether these lines stand in a file one after another, at whatever indentation."""
-    wanted = dedent(part).strip("\n").splitlines()
-    lines = source.splitlines()
+    """Whether these lines stand in a file one after another, at whatever indentation; empty lines do not count."""
+    wanted = [line for line in dedent(part).splitlines() if line.strip()]
+    lines = [line for line in source.splitlines() if line.strip()]
     return any(
         dedent("\n".join(lines[at : at + len(wanted)])).splitlines() == wanted
         for at in range(len(lines) - len(wanted) + 1)

@@ -44,7 +44,8 @@ WALKS = [name for name in FAMILY if name != "fedavg"]
 def test_fedkseed_readme_commands_do_not_start(path):
     # There the printed command ended in "expected one argument". Here every committed configuration is understood.
     assert load_config(path).federation.rounds > 0
-    blocks = "".join(re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
+    pages = "".join((ROOT / page).read_text() for page in ("README.md", "docs/compare.md"))
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", pages, re.DOTALL))
     verbs = set(re.findall(r"^fedmezo (\w+)", blocks, re.MULTILINE))
     assert verbs >= {"run", "compare", "resume", "export"}
     for verb in verbs:
