@@ -250,7 +250,7 @@ def test_builtin_corpus_is_made_on_demand(monkeypatch):
         ("a.csv", b"instruction,output\na,b,c\n", "line 2: more values than the header has columns"),
         ("a.csv", b'instruction,output\n"a"x,b\n', "line 2: bad CSV"),
         ("a.json.gz", b"no gzip", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"instruction": 1}')[:-9], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"instruction": 1}', mtime=0)[:-9], "cannot be read"),
         ("a.json", b'[{"instruction": "\xff"}]', "not UTF-8"),
         ("a.parquet", b"PAR1", "not a readable parquet file"),
         ("a.txt", b"x", "Cannot read .*a.txt' by its name; expected one ending in .jsonl, "),
