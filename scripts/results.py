@@ -13,7 +13,7 @@ from statistics import fmean
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-PAGES = ("README.md", "docs/rate.md", "docs/speed.md", "docs/compare.md")
+PAGES = ("README.md", "docs/rate.md", "docs/speed.md", "docs/compare.md", "docs/studies/findings.md")
 
 
 def read(name: str) -> dict:
@@ -300,6 +300,22 @@ def network() -> str:
     )
 
 
+def verdicts() -> str:
+    """Returns the claims of the studies with their verdicts, from the raw records."""
+    from fedmezo.studies.suite import Store, load_studies
+    from fedmezo.studies.suite.claims import effect_text
+    from fedmezo.studies.suite.site import best, scales_of
+
+    rows = ["| study | where | claim | verdict | effect, 95 % interval |", "|---|---|---|---|---|"]
+    for name, study in load_studies(ROOT / "studies").items():
+        scales = scales_of(study, Store(ROOT / "studies" / "records"))
+        for place, claim in enumerate(study.claims):
+            found = best(scales, place)
+            meaning = f"{effect_text(found.effect)} {claim.meaning}".replace("|", "\\|")
+            rows.append(f"| {name} | {claim.where} | {claim.text} | {found.word} | {meaning} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Rewrites or checks the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -314,6 +330,7 @@ def main() -> None:
         "rates": rates(),
         "high": high(),
         "network": network(),
+        "verdicts": verdicts(),
     }
     for path in (ROOT / name for name in PAGES):
         old = new = path.read_text()

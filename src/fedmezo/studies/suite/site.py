@@ -19,7 +19,7 @@ from fedmezo.studies.suite.records import Store
 from fedmezo.studies.suite.sections import STYLE, At, badge, fold, study_body
 from fedmezo.studies.suite.study import SCALES, Study
 
-__all__ = ["write_site"]
+__all__ = ["best", "scales_of", "write_site"]
 
 _SCRIPT = "plotly.js"
 _LEAD = (
@@ -43,7 +43,7 @@ def write_site(studies: Mapping[str, Study], *, store: Store, out: Path, command
       ConfigError: plotly is not installed, or the folder cannot be written.
     """
     script = plotly_script()
-    found = {name: _scales_of(study, store) for name, study in studies.items()}
+    found = {name: scales_of(study, store) for name, study in studies.items()}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     _write(out / _SCRIPT, script)
@@ -55,8 +55,13 @@ def write_site(studies: Mapping[str, Study], *, store: Store, out: Path, command
     return out / "index.html"
 
 
-def _scales_of(study: Study, store: Store) -> list[At]:
-    """Returns what is known of a study at each scale that has records, the smallest first."""
+def scales_of(study: Study, store: Store) -> list[At]:
+    """Returns what is known of a study at each scale that has records, the smallest first.
+
+    Args:
+      study: which.
+      store: where records are.
+    """
     found = []
     for scale in SCALES:
         if scale not in study.scales:
@@ -96,7 +101,7 @@ def _renamed(chart: Chart, scale: str) -> Chart:
 
 
 def _first_page(studies: Mapping[str, Study], found: Mapping[str, Sequence[At]]) -> str:
-    words = [_best(found[name], place).word for name, study in studies.items() for place in range(len(study.claims))
+    words = [best(found[name], place).word for name, study in studies.items() for place in range(len(study.claims))
              if found[name]]  # fmt: skip
     tally = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(sorted(words)))
     head = (
@@ -114,7 +119,7 @@ def _contradicted(studies: Mapping[str, Study], found: Mapping[str, Sequence[At]
     rows = []
     for name, study in studies.items():
         for place, claim in enumerate(study.claims if found[name] else ()):
-            verdict = _best(found[name], place)
+            verdict = best(found[name], place)
             if verdict.word in ("does not hold", "holds in part"):
                 rows.append(
                     f"<tr><td class=w><a href='{safe(name)}.html#{safe(claim.id)}'>{safe(claim.where)}</a></td>"
@@ -127,8 +132,13 @@ def _contradicted(studies: Mapping[str, Study], found: Mapping[str, Sequence[At]
     return f"<section><h2>What the runs do not bear out</h2>{fold(heads, rows)}</section>"
 
 
-def _best(scales: Sequence[At], place: int) -> Verdict:
-    """Returns the verdict of the largest scale at which a claim could be tested, else of the largest there is."""
+def best(scales: Sequence[At], place: int) -> Verdict:
+    """Returns the verdict of the largest scale at which a claim could be tested, else of the largest there is.
+
+    Args:
+      scales: of a study, the smallest first; at least one.
+      place: of the claim in the study's list.
+    """
     listed = [at.verdicts[place] for at in scales]
     tested = [verdict for verdict in listed if verdict.word != "not testable at this scale"]
     return (tested or listed)[-1]
@@ -141,7 +151,7 @@ def _claims_of(study: Study, scales: Sequence[At]) -> Html:
         return Html(f"<section><h2>{link}</h2><p class=note>{safe(study.question)} No record yet.</p></section>")
     rows = []
     for place, claim in enumerate(study.claims):
-        verdict = _best(scales, place)
+        verdict = best(scales, place)
         others = [at.verdicts[place] for at in scales if at.verdicts[place] is not verdict]
         also = "".join(f"<small> {safe(other.scale)}: {safe(other.word)}</small>" for other in others)
         said = f". {verdict.reason}" if verdict.reason else ""
