@@ -237,6 +237,12 @@ def _rates(arm: str) -> list[dict]:
     return [line for line in lines if line["arm"] == arm]
 
 
+def _unguarded(task: str) -> list[dict]:
+    """Returns the runs of a grid whose rate stayed what it was: the guard had nothing to do, or was told to do nothing."""
+    calm = [line for line in _rates("grid") if line["task"] == task and line.get("taken_back") == 0]
+    return calm + [line for line in _rates("plain") if line["task"] == task]
+
+
 def _mean_fall(lines: list[dict]) -> float:
     return fmean(line["start"] - (math.inf if line["end"] is None else line["end"]) for line in lines)
 
@@ -248,9 +254,14 @@ def rates() -> str:
         "spent on looks |",
         "|---|---|---|---|---|---|",
     ]
-    for task in dict.fromkeys(line["task"] for line in _rates("auto")):
+    tasks = dict.fromkeys(line["task"] for line in _rates("auto"))
+    plain = {line["task"] for line in _rates("plain")}
+    for task, grid, label in [
+        *((task, _rates("grid"), task) for task in tasks),
+        *((task, _unguarded(task), f"{task}, the grid without a guard") for task in tasks if task in plain),
+    ]:
         tried: dict[float, list[dict]] = {}
-        for line in _rates("grid"):
+        for line in grid:
             if line["task"] == task:
                 tried.setdefault(line["asked"], []).append(line)
         auto = [line for line in _rates("auto") if line["task"] == task]
@@ -260,7 +271,7 @@ def rates() -> str:
         best = max(falls, key=lambda rate: falls[rate])
         single = ", ".join(f"{line['start'] - line['end']:.3f}" for line in auto)
         share, looks = _mean_fall(auto) / falls[best], fmean((line["looks"] or 0) / line["forwards"] for line in auto)
-        rows.append(f"| {task} | {best:g} | {falls[best]:.3f} | {single} | {share:.0%} | {looks:.0%} |")
+        rows.append(f"| {label} | {best:g} | {falls[best]:.3f} | {single} | {share:.0%} | {looks:.0%} |")
     return "\n".join(rows)
 
 
