@@ -13,11 +13,12 @@ from fedmezo.errors import ConfigError
 from fedmezo.studies.suite.cells import Cell, cells_of, matches, missing_variables, nested
 from fedmezo.studies.suite.claims import effect_text, judge
 from fedmezo.studies.suite.execute import Progress, check_one, run_study
+from fedmezo.studies.suite.lines import rows_of
 from fedmezo.studies.suite.measures import measure, surge_at
 from fedmezo.studies.suite.records import Record, Store
 from fedmezo.studies.suite.rules import RULES, answers_of
 from fedmezo.studies.suite.statistics import Effect, alike, effect_of, lower, no_worse, slope_of, summed_up, within
-from fedmezo.studies.suite.study import Claim, Study, load_studies, load_study
+from fedmezo.studies.suite.study import Claim, Slope, Study, load_studies, load_study
 
 SMALL = """
 order = 3
@@ -101,6 +102,18 @@ class TestCells:
 
     def test_the_seeds_asked_for_win(self, study):
         assert {cell.seed for cell in cells_of(study, "small", seeds=5)} == set(range(5))
+
+    def test_a_grid_and_levels_can_be_chosen(self, study):
+        cells = cells_of(study, "tiny", seeds=1, grids=["main"], only={"rate": ["slow"], "clients": ["1", "2"]})
+        assert [(cell.levels["clients"], cell.levels["rate"]) for cell in cells] == [("1", "slow"), ("2", "slow")]
+
+    @pytest.mark.parametrize(
+        ("grids", "only", "word"),
+        [(["odd"], {}, "no grid 'odd'"), ([], {"rate": ["odd"]}, "slow, fast"), ([], {"odd": ["1"]}, "no factor odd")],
+    )
+    def test_a_grid_or_level_that_is_not_there_is_an_error_that_tells_what_is(self, study, grids, only, word):
+        with pytest.raises(ConfigError, match=word):
+            cells_of(study, "tiny", grids=grids, only=only)
 
     def test_keys_name_what_is_run_and_nothing_else(self, study):
         cells = cells_of(study, "tiny")
@@ -241,6 +254,33 @@ class TestAnswers:
         assert summed_up([]) == summed_up(["open", "open", "yes"]) == "not testable at this scale"
 
 
+class TestSlopes:
+    asked = Slope(title="t", grid="main", by=["mode"], weights="w", measure="v", weight_bytes={"small": 2},
+                  ahead={"big": 1000.0})  # fmt: skip
+
+    def records(self, *sizes, mode="walk"):
+        """Six bytes per parameter of four, and 50 MB; the largest has 10 MB more."""
+        return [
+            record(s, mode=mode, size=str(n), values={"w": 4.0 * n, "v": 50 + s + 6.0 * n + 10 * (n == 400)})
+            for s in range(3) for n in sizes
+        ]  # fmt: skip
+
+    def test_a_line_tells_bytes_per_parameter_and_how_far_it_misses_the_largest(self):
+        (row,) = rows_of(self.asked, self.records(100, 200, 400), scale="tiny")
+        assert row.label == "walk" and row.sizes == 3 and row.slope.seeds == 3
+        assert row.slope.mean == pytest.approx(6.0, rel=0.02)
+        assert row.missed.mean == pytest.approx(-10 / 2461, rel=0.02)
+        assert row.ahead["big"].mean == pytest.approx(row.fixed.mean + 1000 * row.slope.mean)
+
+    def test_a_parameter_has_the_bytes_of_its_scale(self):
+        four, two = (next(iter(rows_of(self.asked, self.records(100, 200), scale=s))) for s in ("tiny", "small"))
+        assert two.slope.mean == pytest.approx(four.slope.mean / 2) and math.isnan(two.missed.mean)
+
+    def test_one_size_or_a_failed_cell_makes_no_line(self):
+        failed = [replace(one, error="why") for one in self.records(200, mode="other")]
+        assert list(rows_of(self.asked, self.records(100) + failed, scale="tiny")) == []
+
+
 def both(differences, a="x", b="y"):
     """Records of two arms whose ends differ by so much, seed by seed."""
     return [
@@ -293,6 +333,22 @@ class TestRules:
         records += [record(s, (9.0, 4.0), arm="y", rate="1") for s in range(3)]
         (test,) = answers_of(claim("tuned", a={"arm": "x"}, b={"arm": "y"}, rates="rate", margin=0.1), records)
         assert test.answer == "no" and test.effect.mean == pytest.approx(1.0)
+
+    def test_a_seed_that_lacks_a_rate_does_not_count_where_rates_are_chosen(self):
+        records = [record(s, (9.0, 5.0 - rate), arm=arm, rate=str(rate)) for s in range(3) for rate in (1, 2)
+                   for arm in "xy"]  # fmt: skip
+        lonely = [record(s, (9.0, 1.0 if arm == "x" else 8.0), arm=arm, rate="1") for s in (3, 4) for arm in "xy"]
+        (test,) = answers_of(claim("tuned", a={"arm": "x"}, b={"arm": "y"}, rates="rate", margin=0.1), records + lonely)
+        assert test.effect.seeds == 3 and test.effect.mean == 0.0
+
+    def test_foretold_draws_the_line_of_the_smaller_ones_out(self):
+        def of(bend):
+            return [record(s, n=str(n), values={"n": n, "v": 10 + s + 3 * n + bend * n * n})
+                    for s in range(3) for n in (1, 2, 4)]  # fmt: skip
+
+        rule = claim("foretold", "v", x="n", least=0.9, most=1.1)
+        assert answers_of(rule, of(0.0))[0].effect.mean == pytest.approx(1.0)
+        assert [answers_of(rule, of(bend))[0].answer for bend in (0.0, 2.0)] == ["yes", "no"]
 
     def test_threshold_is_the_largest_calm_rate(self):
         def loss(rate, limit):

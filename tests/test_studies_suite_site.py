@@ -154,6 +154,16 @@ class TestSite:
         write_site(studies, store=store, out=tmp_path / "site")
         assert "clients 2" in (tmp_path / "site" / "small.html").read_text()
 
+    def test_memory_has_its_bytes_per_parameter(self, tmp_path):
+        pytest.importorskip("plotly")
+        write_site(STUDIES, store=Store(ROOT / "studies" / "records"), out=tmp_path / "site")
+        page = (tmp_path / "site" / "memory.html").read_text()
+        listed = page.partition("Memory per parameter, tiny")[2].partition("</table>")[0]
+        cells = re.findall(r"<td[^>]*>([^<]*)", listed)
+        lines = {row[0]: row for row in zip(*[iter(cells)] * 4, strict=True)}
+        assert len(lines) == 16
+        assert all(3.5 < float(row[1].split()[0]) < 24 and row[3].endswith(" GB") for row in lines.values())
+
     def test_verdicts_are_written_as_json(self, site):
         told = json.loads((site / "verdicts.json").read_text())
         assert told["small"]["tiny"][0]["claim"]["id"] == "faster"
@@ -182,6 +192,18 @@ class TestCommand:
         assert "stand" in self.asked(folder, tmp_path, "check", "small").output
         assert self.asked(folder, tmp_path, "report", "--out", str(tmp_path / "site")).exit_code == 0
         assert (tmp_path / "site" / "index.html").exists()
+
+    def test_one_grid_and_some_levels_may_be_run(self, folder, tmp_path):
+        words = ("run", "small", "--seeds", "1", "--grid", "main", "--only", "rate=slow", "--only", "clients=2")
+        assert "1 cells" in self.asked(folder, tmp_path, *words).output
+        records = Store(tmp_path / "records").of("small", "tiny")
+        assert [dict(record.levels) for record in records] == [{"clients": "2", "rate": "slow"}]
+
+    @pytest.mark.parametrize(
+        ("words", "told"), [(("--only", "rate"), "FACTOR=LEVEL"), (("--grid", "odd"), "it has main")]
+    )
+    def test_a_choice_that_is_none_is_told(self, folder, tmp_path, words, told):
+        assert told in str(self.asked(folder, tmp_path, "run", "small", *words).exception)
 
     def test_an_unknown_study_is_told_with_those_there_are(self, folder, tmp_path):
         result = self.asked(folder, tmp_path, "run", "nonsense")

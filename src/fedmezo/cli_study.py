@@ -69,6 +69,10 @@ def study_run(
     names: Names = None,
     scale: Scaled = ScaleName.tiny,
     seeds: Annotated[int | None, typer.Option(min=1, metavar="N", help="Paired seeds; as the study says.")] = None,
+    grid: Annotated[list[str] | None, typer.Option(metavar="NAME", help="These grids only; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="FACTOR=LEVEL", help="These levels only; may be repeated.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Cells at once, one thread each.")] = 1,
     studies: Studies = _STUDIES,
     records: Records = _RECORDS,
@@ -80,16 +84,30 @@ def study_run(
     """
     from fedmezo.studies.suite import Store, run_study
 
+    wanted = _levels(only or ())
     try:
         for name, study in _chosen(studies, names).items():
             if scale not in study.scales:
                 typer.echo(f"{name}: not offered at scale {scale}.", err=True)
                 continue
             with aside():
-                watch = _Told(name, quiet=quiet)
-                run_study(study, scale, store=Store(records), seeds=seeds, workers=workers, watch=watch)
+                run_study(
+                    study, scale, store=Store(records), seeds=seeds, grids=grid or (), only=wanted, workers=workers,
+                    watch=_Told(name, quiet=quiet),
+                )  # fmt: skip
     except KeyboardInterrupt:
         raise StoppedError("Interrupted; every finished cell is kept. Go on with the same command.") from None
+
+
+def _levels(given: Sequence[str]) -> dict[str, list[str]]:
+    """Returns factor -> levels of arguments like rate=default."""
+    found: dict[str, list[str]] = {}
+    for text in given:
+        factor, sign, level = text.partition("=")
+        if not (factor and sign and level):
+            raise ConfigError(f"--only is FACTOR=LEVEL, such as rate=default; got {text!r}.")
+        found.setdefault(factor, []).append(level)
+    return found
 
 
 class _Told:

@@ -2,7 +2,8 @@
 
 A study is a TOML file: cells (factors times seeds), claims (each with the rule that judges it) and figures. `run_study`
 does the cells that have no record yet; `write_site` judges all records and builds the pages. To be read in this order:
-study (the file), cells (its expansion), kinds (what a cell does), execute, records, measures, rules, claims, site.
+study (the file), cells (its expansion), kinds (what a cell does), execute, records, measures, rules, claims, lines,
+site.
 """
 
 from fedmezo.studies.suite.claims import Verdict, judge

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -53,25 +53,50 @@ class Cell:
         return ", ".join([self.grid, *(f"{name} {level}" for name, level in self.levels.items()), f"seed {self.seed}"])
 
 
-def cells_of(study: Study, scale: str, *, seeds: int | None = None) -> list[Cell]:
+def cells_of(
+    study: Study,
+    scale: str,
+    *,
+    seeds: int | None = None,
+    grids: Sequence[str] = (),
+    only: Mapping[str, Sequence[str]] | None = None,
+) -> list[Cell]:
     """Returns the cells of a study at a scale, seed by seed, so that a run that is stopped has whole pairs.
 
     Args:
       study: whose.
       scale: of its scales.
       seeds: paired seeds of every grid; None for what the study says.
+      grids: these grids; all of them when empty.
+      only: factor -> the levels that are wanted; grids without that factor have no cell then.
 
     Raises:
-      ConfigError: the scale is not offered, or a level that does not exist is asked for.
+      ConfigError: the scale is not offered, or a grid or level that does not exist is asked for.
     """
     sized = study.scale(scale)
     found = []
     for name, grid in study.grids.items():
         resize = sized.grids.get(name, Resize())
-        if resize.run:
+        if resize.run and (not grids or name in grids):
             many = seeds or resize.seeds or grid.seeds or sized.seeds or study.seeds
             found += [cell for seed in range(many) for cell in _of_grid(study, scale, name=name, seed=seed)]
-    return sorted(found, key=lambda cell: cell.seed)
+    _check_asked(study, grids, only or {})
+    wanted = {factor: list(levels) for factor, levels in (only or {}).items()}
+    return sorted((cell for cell in found if matches(cell.levels, wanted)), key=lambda cell: cell.seed)
+
+
+def _check_asked(study: Study, grids: Sequence[str], only: Mapping[str, Sequence[str]]) -> None:
+    """Raises ConfigError for a grid, a factor or a level that the study has not."""
+    for name in grids:
+        if name not in study.grids:
+            raise ConfigError(f"Study {study.name} has no grid {name!r}; it has {', '.join(study.grids)}.")
+    listed = [study.grids[name] for name in grids or study.grids]
+    for factor, levels in only.items():
+        known = [level for grid in listed for level in grid.factors.get(factor, ())]
+        for level in levels:
+            if level not in known:
+                there = f"levels {', '.join(dict.fromkeys(known))}" if known else f"no factor {factor}"
+                raise ConfigError(f"Study {study.name} has no level {factor}={level}; it has {there}.")
 
 
 def _of_grid(study: Study, scale: str, *, name: str, seed: int) -> Iterator[Cell]:

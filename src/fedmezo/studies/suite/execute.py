@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -47,6 +47,8 @@ def run_study(
     *,
     store: Store,
     seeds: int | None = None,
+    grids: Sequence[str] = (),
+    only: Mapping[str, Sequence[str]] | None = None,
     workers: int = 1,
     watch: Progress | None = None,
 ) -> list[Record]:
@@ -60,14 +62,16 @@ def run_study(
       scale: of its scales.
       store: where records are.
       seeds: paired seeds; None for the study's own.
+      grids: these grids only; all when empty.
+      only: factor -> the levels that are run.
       workers: processes, one thread each.
       watch: is told.
 
     Raises:
-      ConfigError: the scale is not offered.
+      ConfigError: the scale is not offered, or a grid or level does not exist.
       RunError: a process died; what was done is kept.
     """
-    watch, cells = watch or _Silent(), cells_of(study, scale, seeds=seeds)
+    watch, cells = watch or _Silent(), cells_of(study, scale, seeds=seeds, grids=grids, only=only)
     known = store.by_key(scale)
     missing = {cell.key: names for cell in cells if (names := missing_variables(cell))}
     todo = list({c.key: c for c in cells if c.key not in known and c.key not in missing}.values())

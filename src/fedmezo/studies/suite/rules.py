@@ -17,6 +17,8 @@
     best        x, sizes, tasks, beside, least
                                        over the tasks, rank correlation of x, read from the grid `beside`, with the
                                        level of sizes at which m is lowest, is at least `least`
+    foretold    x, least, most         the line m = a + b x through a seed's smaller x, taken at its largest x, over m
+                                       there, is in [least, most]
 
 Every rule gives one test for each combination of the levels of the claim's `by`; with fewer seeds than the claim asks
 for it is open. A margin is given outright (margin), or as a share of how far the loss of b falls over the run, mean
@@ -41,6 +43,7 @@ from fedmezo.studies.suite.statistics import (
     Effect,
     alike,
     effect_of,
+    line_of,
     lower,
     no_worse,
     ranked,
@@ -107,15 +110,19 @@ class _Case:
         return {seed: sum(values) / len(values) for seed, values in sorted(found.items())}
 
     def crossed(self, wanted: Wanted, *, name: str = "") -> BySeed:
-        """Returns seed -> a measure at the level of `rates` at which the claim's own is lowest over all other seeds."""
+        """Returns seed -> a measure at the level of `rates` at which the claim's own is lowest over all other seeds.
+
+        A seed that lacks a rate which another has does not count.
+        """
         table: dict[str, dict[int, Record]] = {}
         for record in self.records:
             if matches(record.levels, wanted):
                 table.setdefault(record.levels.get(self.given["rates"], ""), {})[record.seed] = record
         found = {}
-        for seed in sorted({seed for row in table.values() for seed in row}):
-            rows = {rate: row for rate, row in table.items() if seed in row}
-            rest = {r: [measure(row[at], self.claim.measure) for at in row if at != seed] for r, row in rows.items()}
+        whole = sorted(set.intersection(*map(set, table.values()))) if table else []
+        for seed in whole:
+            others = [at for at in whole if at != seed]
+            rest = {rate: [measure(row[at], self.claim.measure) for at in others] for rate, row in table.items()}
             means = {rate: sum(v) / len(v) for rate, v in rest.items() if v and all(map(math.isfinite, v))}
             if means:
                 found[seed] = measure(table[min(means, key=lambda r: means[r])][seed], name or self.claim.measure)
@@ -264,6 +271,15 @@ def _best(case: _Case) -> Iterator[Test]:
     yield case.test(values, partial(trend, least=given["least"]))
 
 
+def _foretold(case: _Case) -> Iterator[Test]:
+    values = {}
+    for seed, listed in case.seeds().items():
+        points = sorted((measure(r, case.given["x"]), measure(r, case.claim.measure)) for r in listed)
+        intercept, slope = line_of([x for x, _ in points[:-1]], [y for _, y in points[:-1]])
+        values[seed] = (intercept + slope * points[-1][0]) / points[-1][1]
+    yield case.ranged(values)
+
+
 RULES: Mapping[str, Callable[[_Case], Iterator[Test]]] = {
     "lower": partial(_compared, decide=lower),
     "alike": partial(_compared, decide=alike),
@@ -277,4 +293,5 @@ RULES: Mapping[str, Callable[[_Case], Iterator[Test]]] = {
     "never": partial(_all, wanted=0.0),
     "threshold": _threshold,
     "best": _best,
+    "foretold": _foretold,
 }

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmezo.studies.charts import AXES, Chart, figures_html
-from fedmezo.studies.page import DASH, Html, count, duration, safe, switch, table
+from fedmezo.studies.page import DASH, Html, count, duration, number, safe, switch, table
 from fedmezo.studies.suite.claims import Verdict, effect_text
+from fedmezo.studies.suite.lines import rows_of
 from fedmezo.studies.suite.records import Record
-from fedmezo.studies.suite.study import Study
+from fedmezo.studies.suite.study import Slope, Study
 from fedmezo.studies.suite.words import rule_text, value_text
 
 __all__ = ["STYLE", "At", "badge", "fold", "study_body"]
@@ -79,6 +80,7 @@ def study_body(
     parts = [_claims(study, scales)]
     for at in reversed(scales):
         parts.append(_figures(at, charts.get(at.scale, ()), study=study))
+        parts += [_slope(slope, at) for slope in study.slopes]
         parts.append(_cells(study, at))
     parts += [_settings(study), _commands(study, scales, command=command)]
     return head + "".join(f"<section>{part}</section>" for part in parts if part)
@@ -116,6 +118,24 @@ def _figures(at: At, charts: Sequence[Chart], *, study: Study) -> str:
     first = next((figure.x for figure in study.figures if figure.kind == "curves"), "rounds")
     choice = switch(AXES, chosen=first) if budgets else ""
     return f"<h2>Figures, {safe(at.scale)} scale</h2>{choice}{figures_html(charts)}"
+
+
+def _slope(slope: Slope, at: At) -> str:
+    found = list(rows_of(slope, at.records, scale=at.scale))
+    if not found:
+        return ""
+    missed = ("Largest, foretold by the smaller",) if any(row.missed.seeds for row in found) else ()
+    heads = (", ".join(slope.by), "Bytes per parameter", *missed, *(f"Foretold for {name}" for name in slope.ahead))
+    rows = []
+    for row in found:
+        off = (f"{row.missed.mean:+.1%} of what it is".replace("-", "\N{MINUS SIGN}") if row.missed.seeds else DASH,)
+        ahead = (f"{number(value.mean / 1e3, 3)} GB" for value in row.ahead.values())
+        rows.append((row.label, effect_text(row.slope), *(off if missed else ()), *ahead))
+    note = (
+        f"Straight lines through {found[0].sizes} sizes, one for each seed; mean over them with its 95 % interval. "
+        "How far the line through the smaller ones misses the largest is the better guide to its error."
+    )
+    return f"<h2>{safe(slope.title)}, {safe(at.scale)} scale</h2>{table(heads, rows, texts=1)}<p class=note>{note}</p>"
 
 
 def _cells(study: Study, at: At) -> str:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import linear_regression
 from typing import Literal
 
 from fedmezo.studies.compare.verdicts import paired_interval
 from fedmezo.studies.moments import spearman
 
 __all__ = [
-    "Answer", "Effect", "Word", "alike", "effect_of", "lower", "no_worse", "ranked", "slope_of", "summed_up", "trend",
-    "within",
+    "Answer", "Effect", "Word", "alike", "effect_of", "line_of", "lower", "no_worse", "ranked", "slope_of", "summed_up",
+    "trend", "within",
 ]  # fmt: skip
 
 Answer = Literal["yes", "no", "open"]
@@ -98,13 +98,18 @@ def trend(effect: Effect, *, least: float) -> Answer:
     return "no" if effect.high < least else "open"
 
 
+def line_of(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Returns intercept and slope of the straight line y = a + b x by least squares; nan for less than two points."""
+    if len(set(x)) < 2:
+        return math.nan, math.nan
+    slope, intercept = linear_regression(x, y)
+    return intercept, slope
+
+
 def slope_of(x: Sequence[float], y: Sequence[float]) -> float:
     """Returns the exponent of a power law y ~ x^p by least squares of the logarithms; nan for less than two points."""
     pairs = [(math.log(a), math.log(b)) for a, b in zip(x, y, strict=True) if a > 0 and 0 < b < math.inf]
-    if len({a for a, _ in pairs}) < 2:
-        return math.nan
-    middle, level = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
-    return sum((a - middle) * (b - level) for a, b in pairs) / sum((a - middle) ** 2 for a, _ in pairs)
+    return line_of([a for a, _ in pairs], [b for _, b in pairs])[1]
 
 
 def ranked(x: Sequence[float], y: Sequence[float]) -> float:

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedmezo.errors import ConfigError
 
-__all__ = ["SCALES", "Changes", "Claim", "Figure", "Grid", "Resize", "Scale", "Study", "load_studies", "load_study"]
+__all__ = [
+    "SCALES", "Changes", "Claim", "Figure", "Grid", "Resize", "Scale", "Slope", "Study", "load_studies", "load_study",
+]  # fmt: skip
 
 SCALES = ("tiny", "small", "paper")
 COMMON = "scales.toml"
@@ -157,6 +159,28 @@ class Figure(_Table):
     log: list[Literal["x", "y"]] = []
 
 
+class Slope(_Table):
+    """A table of straight lines: memory against parameters.
+
+    Attributes:
+      title: what it shows.
+      grid: whose records are read; its models differ in size.
+      by: factors; one line for each combination of their levels.
+      weights: a measure, MB of the model's weights.
+      measure: what is fitted, MB.
+      weight_bytes: scale -> bytes of a parameter; 4 for scales that are not named.
+      ahead: model -> its parameters in millions, for which the line is drawn out.
+    """
+
+    title: str
+    grid: str
+    by: list[str] = []
+    weights: str
+    measure: str
+    weight_bytes: dict[str, int] = {}
+    ahead: dict[str, float] = {}
+
+
 class Study(_Table):
     """One study; see the package.
 
@@ -173,6 +197,7 @@ class Study(_Table):
       scales: by name; a scale that is missing is not offered.
       claims: judged.
       figures: drawn.
+      slopes: tables of straight lines.
     """
 
     name: str
@@ -187,6 +212,7 @@ class Study(_Table):
     scales: dict[str, Scale] = {}
     claims: list[Claim] = []
     figures: list[Figure] = []
+    slopes: list[Slope] = []
 
     def scale(self, name: str) -> Scale:
         """Returns what a scale changes.
@@ -229,7 +255,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check_names(study: Study, path: Path) -> None:
     odd = [name for name in study.scales if name not in SCALES]
-    named = [*(claim.grid for claim in study.claims), *(figure.grid for figure in study.figures)]
+    named = [*(claim.grid for claim in study.claims), *(one.grid for one in (*study.figures, *study.slopes))]
     odd += [grid for grid in named if grid not in study.grids]
     for scale in study.scales.values():
         odd += [name for name in scale.grids if name not in study.grids]
