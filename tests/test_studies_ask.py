@@ -6,7 +6,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import torch
 from test_studies_origin import made_by_peft
 from tiny_runs import small, write_records
 
@@ -23,13 +22,6 @@ from fedmezo.studies.run import evaluate, export, run
 
 BASE = Path(str(files("fedmezo") / "assets" / "tiny"))
 HOT = {"algorithm": {"rate": 2e-2}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

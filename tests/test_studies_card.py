@@ -31,13 +31,6 @@ HOT = {"algorithm": {"rate": 2e-2}}
 KEPT = {"export": True, "report": False, "tensorboard": False}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run whose base model, start and data lie in folders with a person's name."""

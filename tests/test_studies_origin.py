@@ -30,13 +30,6 @@ BASE = Path(str(files("fedmezo") / "assets" / "tiny"))
 HOT = {"rate": 2e-2}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def made_by_peft(folder: Path, *, seed: int = 7, dtype: torch.dtype = torch.float32, **settings) -> Path:
     """Writes an adapter whose two matrices are both far from zero, by PEFT alone."""
     from peft import LoraConfig, get_peft_model

@@ -5,7 +5,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 from tiny_runs import Notes, StopAfter, StopError, small, write_records
 
 from fedmezo.errors import ConfigError
@@ -16,13 +15,6 @@ from fedmezo.studies.trackers import WeightsAndBiases, with_trackers
 from fedmezo.studies.watch import NullWatch, TensorBoard, TrackerWatch
 
 HOT = {"algorithm": {"rate": 2e-2}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -184,6 +184,7 @@ def _folder_of(config: "Config", path: Path | None) -> Path:
 @contextmanager
 def _watching(folder: Path, *, quiet: bool) -> Iterator["Screen"]:
     """Lends a watcher; Ctrl-C becomes the sentence that tells how to go on."""
+    from fedmezo.studies.files import JOURNAL
     from fedmezo.studies.screen import Screen
 
     watch = Screen(folder=folder, quiet=quiet)
@@ -191,7 +192,7 @@ def _watching(folder: Path, *, quiet: bool) -> Iterator["Screen"]:
         with aside(), watch:
             yield watch
     except KeyboardInterrupt:
-        if watch.folder is not None and (watch.folder / "journal.sqlite").exists():
+        if watch.folder is not None and (watch.folder / JOURNAL).exists():
             raise StoppedError(
                 f"Interrupted; no finished round is lost. Go on with: fedmezo resume {watch.folder}"
             ) from None

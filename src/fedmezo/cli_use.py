@@ -117,10 +117,12 @@ def rollback(
 
 def report(*, folder: Folder, as_json: Json = False) -> None:
     """Write DIR/report.html again, one page that needs no network."""
-    journal = folder / "journal.sqlite"
+    from fedmezo.studies.files import JOURNAL, SUMMARY
+
+    journal = folder / JOURNAL
     if not journal.is_file():
-        raise ConfigError(f"{folder} is not the folder of a run: it holds no journal.sqlite.")
-    known = folder / "summary.json"
+        raise ConfigError(f"{folder} is not the folder of a run: it holds no {JOURNAL}.")
+    known = folder / SUMMARY
     with aside():
         from fedmezo.studies.report import write_report
         from fedmezo.studies.seal import renew

@@ -35,6 +35,7 @@ def watch(
     when you like: before the run, while it goes, after it has ended.
     """
     with aside():
+        from fedmezo.studies.files import JOURNAL
         from fedmezo.studies.live import watch as follow
 
         page = follow(folder, port=port, token=token, open_browser=open_browser)
@@ -43,7 +44,7 @@ def watch(
             emit({"url": page.url, "folder": folder})
         else:
             typer.echo(page.url)
-        if not (folder / "journal.sqlite").exists():
+        if not (folder / JOURNAL).exists():
             typer.echo(f"There is no run in {folder} yet; the page waits for one.", err=True)
         typer.echo("Stop the page with Ctrl-C; the run goes on.", err=True)
         try:

@@ -15,7 +15,8 @@ from fedmezo.models.starts import base_named_in
 from fedmezo.runtime.journal import replay
 from fedmezo.studies.build import Tuned, build_model, load_base
 from fedmezo.studies.config import Config, load_config, parse_config
-from fedmezo.studies.folder import JOURNAL, base_of, is_run, opened, rounds_upto
+from fedmezo.studies.files import JOURNAL
+from fedmezo.studies.folder import base_of, is_run, opened, rounds_upto
 from fedmezo.studies.origin import from_folder, from_model
 from fedmezo.studies.seal import check
 from fedmezo.studies.uses import SETTINGS

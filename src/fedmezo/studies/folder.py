@@ -16,25 +16,11 @@ from fedmezo.models.load import Loaded
 from fedmezo.runtime.journal import Journal
 from fedmezo.studies.build import load_base
 from fedmezo.studies.config import Config, parse_config
+from fedmezo.studies.files import JOURNAL
 from fedmezo.zo.noise import NOISE_VERSION
 
-__all__ = [
-    "BEGUN",
-    "DATA",
-    "JOURNAL",
-    "aside",
-    "base_of",
-    "is_run",
-    "new_folder",
-    "opened",
-    "rounds_upto",
-    "write_whole",
-    "writing",
-]
+__all__ = ["aside", "base_of", "is_run", "new_folder", "opened", "rounds_upto", "write_whole", "writing"]
 
-JOURNAL = "journal.sqlite"
-DATA = "data.sha256"
-BEGUN = "start.json"  # what a journal does not hold and its readers want: dim, split
 _DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 

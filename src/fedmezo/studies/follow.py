@@ -15,12 +15,12 @@ from fedmezo.errors import JournalError
 from fedmezo.runtime.flower.children import Lines
 from fedmezo.runtime.journal import Journal
 from fedmezo.runtime.progress import RoundReport, report_of
+from fedmezo.studies.files import JOURNAL
 from fedmezo.studies.watch import NullWatch, Watch
 
 __all__ = ["LIVE", "Teller", "follow"]
 
 LIVE = "live.jsonl"
-_JOURNAL = "journal.sqlite"
 _NETWORK = "network"  # the kind of events that say who came and went; a teller tells them as notes
 _STUBBORN = 20  # looks at a journal that cannot be opened before that is an error: it may just be made
 
@@ -145,9 +145,9 @@ class _Tale:
         }
 
     def _opened(self) -> Journal | None:
-        if self._journal is None and (self._folder / _JOURNAL).is_file():
+        if self._journal is None and (self._folder / JOURNAL).is_file():
             try:
-                self._journal = Journal.open(self._folder / _JOURNAL, readonly=True)
+                self._journal = Journal.open(self._folder / JOURNAL, readonly=True)
                 self._back = _rollbacks(self._journal)
                 self._next = min(self._next, self._journal.last)
                 self._seen = len(self._journal.events(_NETWORK)) if self._skip else 0

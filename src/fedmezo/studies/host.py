@@ -15,11 +15,11 @@ from fedmezo.runtime.flower.folder import write_app
 from fedmezo.runtime.flower.programs import Address, Tls, superlink
 from fedmezo.studies.appconfig import app_config
 from fedmezo.studies.config import Config, parse_config
+from fedmezo.studies.files import JOURNAL, SUMMARY
 from fedmezo.studies.watch import Watch
 
 __all__ = ["Hosting", "database_of", "home_of", "host", "known_config"]
 
-_JOURNAL = "journal.sqlite"
 _SELDOM = 30.0  # seconds between two questions to Flower when nothing hints at an end; each costs a second of CPU
 
 
@@ -67,9 +67,9 @@ def known_config(folder: Path) -> Config:
     """
     from fedmezo.runtime.journal import Journal
 
-    path = folder / _JOURNAL
+    path = folder / JOURNAL
     if not path.exists():
-        raise ConfigError(f"--resume: {folder} holds no run (no {_JOURNAL} in it); give the folder of one.")
+        raise ConfigError(f"--resume: {folder} holds no run (no {JOURNAL} in it); give the folder of one.")
     with Journal.open(path, readonly=True) as journal:
         return parse_config(json.loads(journal.header.config))
 
@@ -113,13 +113,13 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
     try:
         yield
     except RunError as error:
-        if not (folder / _JOURNAL).exists() or "--resume" in str(error):
+        if not (folder / JOURNAL).exists() or "--resume" in str(error):
             raise
         raise RunError(f"{error} Go on with: fedmezo server --resume {folder}") from error
 
 
 def _refuse(asked: Hosting) -> None:
-    if asked.config is not None and not asked.resume and (asked.folder / _JOURNAL).exists():
+    if asked.config is not None and not asked.resume and (asked.folder / JOURNAL).exists():
         raise ConfigError(
             f"{asked.folder} holds a run already; go on with `fedmezo server --resume {asked.folder}` or choose "
             "another --out."
@@ -147,7 +147,7 @@ def _run(asked: Hosting, config: Config, *, control: Control, child: Child, watc
     if not course.state.good:
         (home / "run.log").write_text(control.log(course.run), encoding="utf-8")
         raise RunError(f"{course.state.reason} (all that the server app wrote: {home / 'run.log'}).")
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     summary = json.loads(path.read_text(encoding="utf-8"))
     summary["flower"] = {"up": course.state.up, "down": course.state.down}
     write_whole(path, json.dumps(summary, indent=2) + "\n")
@@ -158,7 +158,7 @@ def _run(asked: Hosting, config: Config, *, control: Control, child: Child, watc
 def _rounds(folder: Path) -> int:
     from fedmezo.runtime.journal import Journal
 
-    with Journal.open(folder / _JOURNAL, readonly=True) as journal:
+    with Journal.open(folder / JOURNAL, readonly=True) as journal:
         return journal.last
 
 

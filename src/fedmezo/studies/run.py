@@ -24,7 +24,8 @@ from fedmezo.studies.card import card_of
 from fedmezo.studies.config import Config, parse_config
 from fedmezo.studies.connect import NETWORK, connected
 from fedmezo.studies.descent import build_lookout, cost_of
-from fedmezo.studies.folder import BEGUN, DATA, JOURNAL, base_of, new_folder, opened, write_whole, writing
+from fedmezo.studies.files import BEGUN, DATA, JOURNAL, SUMMARY
+from fedmezo.studies.folder import base_of, new_folder, opened, write_whole, writing
 from fedmezo.studies.given import PYTHON, check_same, check_untrained, refuse_elsewhere
 from fedmezo.studies.judge import judge
 from fedmezo.studies.seal import MANIFEST, sealing, sound
@@ -263,7 +264,7 @@ def _keep(built: Built, journal: Journal, *, folder: Path, summary: Summary, wat
     split = built.data.split.as_dict()
     with writing(folder):
         kept = json.dumps(plain({**summary.as_dict(), "split": split}), indent=2, allow_nan=False)
-        write_whole(folder / "summary.json", kept + "\n")
+        write_whole(folder / SUMMARY, kept + "\n")
         if built.config.output.export:
             merged = built.config.adapter.kind == "full"
             save(built, folder / "adapter", card=card_of(journal, built, upto=journal.last, merged=merged))

@@ -12,7 +12,8 @@ from fedmezo.runtime.journal import replay, update_of
 from fedmezo.studies.build import Built, Tuned, build, build_model, load_base
 from fedmezo.studies.card import CARD, Card, card_of
 from fedmezo.studies.config import Config, load_config
-from fedmezo.studies.folder import JOURNAL, aside, base_of, is_run, opened, rounds_upto, writing
+from fedmezo.studies.files import JOURNAL
+from fedmezo.studies.folder import aside, base_of, is_run, opened, rounds_upto, writing
 from fedmezo.studies.judge import judge
 from fedmezo.studies.origin import from_folder, from_model
 from fedmezo.studies.seal import MANIFEST, check, renew, seal, sealing, unseal

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from fedmezo.runtime.sqlitefile import connect
 from fedmezo.studies.charts import AXES
-from fedmezo.studies.folder import JOURNAL
+from fedmezo.studies.files import JOURNAL
 
 __all__ = ["Band", "Point", "band", "read_curve"]
 

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from fedmezo.errors import ConfigError, JournalError
 from fedmezo.runtime.journal import Journal
 from fedmezo.studies.config import Config, load_config
-from fedmezo.studies.folder import JOURNAL, writing
+from fedmezo.studies.files import JOURNAL, SUMMARY
+from fedmezo.studies.folder import writing
 
 __all__ = ["TUNING", "Job", "Launch", "Onlooker", "Outcome", "Process", "execute", "launch", "refuse_foreign", "so_far"]
 
 TUNING = "tuning"
-SUMMARY = "summary.json"
 _PAUSE = 0.1  # seconds between two looks at the processes
 _LOOK = 1.0  # seconds between two looks into the journals
 _PATIENCE = 10.0  # seconds a process has to end when told to

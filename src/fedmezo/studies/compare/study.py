@@ -28,7 +28,8 @@ from fedmezo.studies.compare.terms import Terms, parse_budget, parse_grids, pars
 from fedmezo.studies.compare.tune import Tuning, tune
 from fedmezo.studies.compare.verdicts import verdicts
 from fedmezo.studies.config import Config
-from fedmezo.studies.folder import DATA, JOURNAL, writing
+from fedmezo.studies.files import DATA, JOURNAL
+from fedmezo.studies.folder import writing
 
 __all__ = ["Terms", "compare", "parse_budget", "parse_grids", "parse_list", "parse_seeds", "read_arms"]
 

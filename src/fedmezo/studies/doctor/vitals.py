@@ -14,12 +14,10 @@ import numpy as np
 from fedmezo.errors import ConfigError, JournalError
 from fedmezo.runtime.journal import Entry, Header, Journal, Round
 from fedmezo.runtime.records import by_client
+from fedmezo.studies.files import BEGUN, JOURNAL, SUMMARY, object_in
 from fedmezo.zo.estimate import robust_scale
 
-__all__ = ["BEGUN", "JOURNAL", "Pulse", "Visit", "Vitals", "read", "writers_of"]
-
-# As in studies/folder.py, which takes long to import.
-JOURNAL, BEGUN = "journal.sqlite", "start.json"
+__all__ = ["Pulse", "Visit", "Vitals", "read", "writers_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +181,7 @@ def read(folder: Path) -> Vitals:
     path = folder / JOURNAL
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run (no {JOURNAL} in it); give the folder that `fedmezo run` made.")
-    summary = _object(folder / BEGUN) | _object(folder / "summary.json")
+    summary = object_in(folder / BEGUN) | object_in(folder / SUMMARY)
     with Journal.open(path, readonly=True) as journal:
         pulses, last, broken = _pulses(journal)
         task = last.entries[0].task if last is not None and last.entries else None
@@ -202,14 +200,6 @@ def read(folder: Path) -> Vitals:
             busy=None if (pids := writers_of(path)) is None else bool(pids),
             dim=_dim(summary, last),
         )
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _dim(summary: Mapping[str, Any], last: Round | None) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from fedmezo.errors import JournalError
 from fedmezo.runtime.flower.children import Lines
 from fedmezo.runtime.journal import Journal
-from fedmezo.studies.doctor.vitals import BEGUN, JOURNAL
+from fedmezo.studies.files import BEGUN, JOURNAL, SUMMARY, object_in
 from fedmezo.studies.follow import LIVE
 from fedmezo.studies.live.course import Course, Thinned
 from fedmezo.studies.live.situation import Situation, Tempo, planned_of, situation_of
@@ -121,7 +121,7 @@ class Reader:
         if course is None:
             situation = Situation("unreadable", problem=problem) if problem else _GONE
             return Seen(situation, notes=tuple(self._notes), behind=False)
-        begun, summary = _object(self._folder / BEGUN), _object(self._folder / "summary.json")
+        begun, summary = object_in(self._folder / BEGUN), object_in(self._folder / SUMMARY)
         facts = course.facts({**begun, **summary})
         if not self._behind:  # rounds that were done long ago are read faster than they came
             self._tempo.see(facts.done, time.monotonic())
@@ -152,11 +152,3 @@ class Reader:
                 said = json.loads(line)
                 self._told = said.get("start") or self._told
                 self._notes.extend([str(said["note"])] if "note" in said else [])
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedmezo.studies.doctor.vitals import JOURNAL, writers_of
+from fedmezo.studies.doctor.vitals import writers_of
+from fedmezo.studies.files import JOURNAL
 from fedmezo.studies.live.course import Thinned
 
 __all__ = ["Memory", "Situation", "State", "Tempo", "planned_of", "quiet_for", "situation_of"]

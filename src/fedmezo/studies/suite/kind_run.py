@@ -14,7 +14,7 @@ from fedmezo.runtime.journal import Journal
 from fedmezo.runtime.records import Round
 from fedmezo.studies.compare.curves import read_curve
 from fedmezo.studies.config import Config, parse_config
-from fedmezo.studies.folder import JOURNAL
+from fedmezo.studies.files import JOURNAL
 from fedmezo.studies.run import run
 from fedmezo.studies.suite.kinds import Found, Settings
 

@@ -10,7 +10,7 @@ from typing import Any
 from fedmezo.runtime.journal import Journal
 from fedmezo.runtime.progress import RoundReport, report_of
 from fedmezo.runtime.simulate import START
-from fedmezo.studies.folder import JOURNAL
+from fedmezo.studies.files import JOURNAL
 from fedmezo.studies.trainer.arguments import Course, ZOTrainingArguments
 from fedmezo.studies.watch import NullWatch
 
