@@ -407,6 +407,14 @@ def test_config_show_prints_a_file_that_means_the_same(study, capfd):
     assert config_module.load_config("shown.toml") == config_module.load_config(None, ["federation.clients=5"])
 
 
+def test_config_init_writes_the_ready_ones_too(study, capfd):
+    names = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.toml"))
+    assert main(["config", "init", "new.toml", "--like", "demo"]) == 0
+    assert Path("new.toml").read_text() == (Path(__file__).parents[1] / "configs" / "demo.toml").read_text()
+    assert main(["config", "init", "odd.toml", "--like", "odd"]) == 2
+    assert ", ".join(names) in capfd.readouterr().err and not Path("odd.toml").exists()
+
+
 def test_config_init_never_writes_over_a_file_unasked(study, capfd):
     assert main(["config", "init"]) == 0
     assert config_module.load_config("fedmezo.toml") == config_module.load_config()

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,15 +111,19 @@ def config_schema(*, as_json: Json = False) -> None:
 def config_init(
     *,
     path: Annotated[Path, typer.Argument(metavar="[FILE]", show_default=False)] = Path("fedmezo.toml"),
+    like: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A ready configuration instead, such as demo, dolly or gsm8k.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a configuration with every key, what it means and its default."""
+    """Write a configuration with every key, what it means and its default; or a ready one."""
     from fedmezo.studies.config import template_toml
 
+    text = template_toml() if like is None else _ready(like)
     try:
         with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(template_toml())
+            file.write(text)
     except FileExistsError:
         raise ConfigError(f"{path} is there already; name another file, or give --force to write over it.") from None
     except OSError as error:
@@ -127,3 +132,12 @@ def config_init(
         emit({"path": path})
     else:
         typer.echo(f"Wrote {path}. Change what you need, then: fedmezo run {path}")
+
+
+def _ready(name: str) -> str:
+    """Returns the text of one of the configurations that come with the package; those of configs/ in the source."""
+    folder = files("fedmezo") / "assets" / "configs"
+    known = sorted(path.name.removesuffix(".toml") for path in folder.iterdir())
+    if name not in known:
+        raise ConfigError(f"--like: there is no ready configuration {name!r}; there are {', '.join(known)}.")
+    return (folder / f"{name}.toml").read_text(encoding="utf-8")
