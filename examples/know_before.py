@@ -9,7 +9,7 @@ from fedmezo.studies.config import parse_config
 from fedmezo.studies.constants import measure_constants
 from fedmezo.studies.forecast import in_words
 from fedmezo.studies.plan import plan
-from fedmezo.studies.sampling import Asked
+from fedmezo.studies.sampling import SamplingOptions
 
 config = parse_config(
     {
@@ -21,7 +21,7 @@ config = parse_config(
     }
 )
 measured = measure_constants(
-    config, asked=Asked(directions=32, points=2), say=lambda text: sys.stderr.write(f"{text}\n")
+    config, asked=SamplingOptions(directions=32, points=2), say=lambda text: sys.stderr.write(f"{text}\n")
 )
 planned = plan(config, measured=measured)
 for name, words in in_words(planned["theory"]).items():

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from fedmezo import Asked, Parcel, Returned, build_resident, load_config, run
+from fedmezo import ClientOptions, Parcel, Returned, build_resident, load_config, run
 
 
 class Threads:
@@ -20,7 +20,7 @@ class Threads:
 
     def __init__(self, clients: int) -> None:
         """Makes the clients; each builds its own model when it is greeted."""
-        self.residents = [build_resident(Asked(client=client)) for client in range(clients)]
+        self.residents = [build_resident(ClientOptions(client=client)) for client in range(clients)]
         self.threads = [ThreadPoolExecutor(1) for _ in range(clients)]
         self.tickets = itertools.count()
         self.going: dict[str, Future[bytes]] = {}

@@ -32,7 +32,7 @@ from fedmezo.runtime.simulate import simulate
 from fedmezo.runtime.wire import WIRE_VERSION, decode_task, encode_reply
 from fedmezo.studies.config import Config, parse_config
 from fedmezo.studies.kept import Held
-from fedmezo.studies.resident import Asked, Resident, _Taking, build_resident
+from fedmezo.studies.resident import ClientOptions, Resident, _Taking, build_resident
 from fedmezo.studies.run import run
 from fedmezo.studies.watch import NullWatch
 from fedmezo.zo.noise import NOISE_VERSION
@@ -186,9 +186,9 @@ def node(kind: str, client: int) -> Node:
     if kind == "stub":
         return Stub(client).answer
     return (
-        Light(Asked(client), lambda _: None).answer
+        Light(ClientOptions(client), lambda _: None).answer
         if kind == "light"
-        else build_resident(Asked(client, trusting=True)).answer
+        else build_resident(ClientOptions(client, trusting=True)).answer
     )
 
 

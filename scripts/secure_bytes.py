@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from fake_flower import FakeGrid
 
-from fedmezo import Asked, build_resident, flower_client, run
+from fedmezo import ClientOptions, build_resident, flower_client, run
 from fedmezo.runtime.flower import shim
 from fedmezo.runtime.flower.line import FlowerLine
 from fedmezo.runtime.journal import Journal
@@ -29,7 +29,7 @@ def measured(clients: int, steps: int) -> dict[str, float]:
                 "federation.rounds=2", f"federation.local_steps={steps}", "federation.pull=pairs", "algorithm.shared=true",
                 "algorithm.rate=1e-4", "algorithm.mu=1e-3", "network.secure=true",
                 "network.secure_clip=50.0", "guard.batches=0", "output.report=false", "output.tensorboard=false"]  # fmt: skip
-    answers: list[Callable[[bytes], bytes]] = [build_resident(Asked(client=c)).answer for c in range(clients)]
+    answers: list[Callable[[bytes], bytes]] = [build_resident(ClientOptions(client=c)).answer for c in range(clients)]
     shim.ask = lambda path, request, *, patience: answers[int(path.name)](request)
     grid = FakeGrid(flower_client.app, {10 + c: {"worker": f"/nowhere/{c}"} for c in range(clients)})
     with tempfile.TemporaryDirectory() as folder:

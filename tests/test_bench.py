@@ -14,7 +14,7 @@ from torch import nn
 from fedmezo.errors import ConfigError, ModelError, RunError
 from fedmezo.models import plain
 from fedmezo.models.load import load_model
-from fedmezo.studies.bench import Asked, bench, memory, probe, read_list, rows, simulate, step, timing
+from fedmezo.studies.bench import BenchOptions, bench, memory, probe, read_list, rows, simulate, step, timing
 from fedmezo.studies.bench.inplace import InPlace
 from fedmezo.studies.bench.subjects import batch_of, open_model, subjects
 
@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from fedmezo.cli import main
 
 KEYS = ["name", "dtype", "tokens", "clients", "value", "unit", "ratio_two_forwards", "ratio_inplace"]
-TINY = Asked(model="builtin:tiny", rank=4, repeats=1, tokens=(24,))
+TINY = BenchOptions(model="builtin:tiny", rank=4, repeats=1, tokens=(24,))
 SHORT = ["--model", "builtin:tiny", "--rank", "4", "--repeats", "1", "--tokens", "24"]
 
 SILENT = {"say": lambda text: None}
@@ -273,11 +273,11 @@ def test_mistakes_are_told_before_anything_is_measured(capfd, tmp_path):
 def test_lists_are_read_and_defaults_depend_on_the_device():
     assert read_list("64, 256", option="--tokens", of=int) == (64, 256)
     assert read_list(None, option="--tokens") is None
-    assert Asked().dtypes_or("float32") == ("float32",)
-    assert Asked(device="cuda").dtypes_or("float32") == ("float32", "float16")
-    assert Asked(dtypes=("bfloat16",)).dtypes_or("float32") == ("bfloat16",)
+    assert BenchOptions().dtypes_or("float32") == ("float32",)
+    assert BenchOptions(device="cuda").dtypes_or("float32") == ("float32", "float16")
+    assert BenchOptions(dtypes=("bfloat16",)).dtypes_or("float32") == ("bfloat16",)
     with pytest.raises(ConfigError):
-        Asked(kinds=("replay",), shape="tiny")
+        BenchOptions(kinds=("replay",), shape="tiny")
 
 
 def test_weights_are_out_of_the_mapped_file():

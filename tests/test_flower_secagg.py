@@ -27,7 +27,7 @@ from fedmezo.runtime.flower.secagg import levels_of, secure_mean
 from fedmezo.runtime.journal import Journal
 from fedmezo.studies.config import load_config, parse_config
 from fedmezo.studies.doctor import diagnose
-from fedmezo.studies.resident import Asked, build_resident
+from fedmezo.studies.resident import ClientOptions, build_resident
 from fedmezo.studies.run import resume, run, verify
 
 REQUEST = encode_request(Addend(bytes(8), b"task"))
@@ -268,7 +268,7 @@ def config_of(records, **sections):
 
 
 def residents(count=4, **asked):
-    return [build_resident(Asked(client=number, trusting=True, **asked)) for number in range(count)]
+    return [build_resident(ClientOptions(client=number, trusting=True, **asked)) for number in range(count)]
 
 
 def line_of(monkeypatch, clients):
@@ -410,7 +410,7 @@ def test_too_few_clients_end_in_a_sentence_and_the_run_can_go_on(records, tmp_pa
 
 def test_a_client_of_a_secure_run_gives_no_single_walk(records, tmp_path, monkeypatch):
     heard, clients = [], residents()
-    clients[0] = build_resident(Asked(client=0, trusting=True), say=heard.append)
+    clients[0] = build_resident(ClientOptions(client=0, trusting=True), say=heard.append)
     grid, line = line_of(monkeypatch, clients)
     requests = []
 

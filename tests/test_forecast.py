@@ -30,7 +30,7 @@ from fedmezo.studies.forecast import (
     setting_of,
 )
 from fedmezo.studies.measured import Measured, PointRow
-from fedmezo.studies.sampling import Asked, exact_config
+from fedmezo.studies.sampling import SamplingOptions, exact_config
 from fedmezo.theory.caps import b1_caps, paper_caps
 from fedmezo.theory.constants import Constants, Setting
 from fedmezo.zo.perturb import apply_
@@ -220,7 +220,7 @@ def test_the_forecast_of_a_language_models_round_holds_what_sixteen_rounds_do_on
     built = build(exact_config(parse_config(told)))
     params, config = built.bench.params, built.config
     start = params.clone()
-    known = measure_built(built, asked=Asked(points=2))
+    known = measure_built(built, asked=SamplingOptions(points=2))
     params.copy_(start)
 
     def loss():

@@ -19,7 +19,7 @@ from fedmezo.models.adapters import make_adapter
 from fedmezo.models.bench import ModelBench
 from fedmezo.models.hessian import plain_loss, product
 from fedmezo.studies.curvature import curvature_samples, default_mu, flaws
-from fedmezo.studies.rank import Asked, layer_of, rank_rows, rank_words
+from fedmezo.studies.rank import RankOptions, layer_of, rank_rows, rank_words
 from fedmezo.zo.noise import noise
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import step_
@@ -145,7 +145,7 @@ def test_rank_refuses_a_model_that_is_not_float32():
 @pytest.fixture(scope="module")
 def rows(data):
     torch.set_num_threads(1)
-    asked = Asked("both", 24, 8, layers=True, spread=0.02)
+    asked = RankOptions("both", 24, 8, layers=True, spread=0.02)
     return rank_rows(small(data, adapter={"rank": 2, "alpha": 4}), asked)
 
 
@@ -189,24 +189,24 @@ def test_forward_passes_and_backpropagation_agree_on_the_trace(rows):
 
 @backprop
 def test_the_hessian_at_the_start_of_lora_is_zero_in_a_and_indefinite(data):
-    row = by(rank_rows(small(data), Asked("backprop", 6, 10)), method="hessian")[0]
+    row = by(rank_rows(small(data), RankOptions("backprop", 6, 10)), method="hessian")[0]
     assert row.lambda_min < 0 < row.lambda_max
     assert row.spread == row.after == 0
 
 
 def test_after_measures_the_start_and_the_trained_model(data):
     config = small(data, algorithm={"rate": 0.01})
-    rows = rank_rows(config, Asked("forward", 6, batches=2, after=2))
+    rows = rank_rows(config, RankOptions("forward", 6, batches=2, after=2))
     assert [row.after for row in rows] == [0, 2]
     assert rows[0].loss != rows[1].loss
-    alone = rank_rows(config, Asked("forward", 6, batches=2))
+    alone = rank_rows(config, RankOptions("forward", 6, batches=2))
     assert replace(alone[0], intervals={}, rank=0, norm=0) == replace(rows[0], intervals={}, rank=0, norm=0)
 
 
 def test_quantised_and_rademacher_configurations_are_measured_plain(data):
-    plain = rank_rows(small(data), Asked("forward", 4, batches=1))
+    plain = rank_rows(small(data), RankOptions("forward", 4, batches=1))
     other = small(data, model={"name": "builtin:tiny", "dtype": "bfloat16"}, algorithm={"law": "rademacher"})
-    assert rank_rows(other, Asked("forward", 4, batches=1))[0].trace == plain[0].trace
+    assert rank_rows(other, RankOptions("forward", 4, batches=1))[0].trace == plain[0].trace
 
 
 @backprop
@@ -239,7 +239,7 @@ def test_layers_are_named_by_their_path():
 )
 def test_what_cannot_be_asked_is_refused(wrong):
     with pytest.raises(ConfigError):
-        Asked(**wrong)
+        RankOptions(**wrong)
 
 
 def _words(data, *more):

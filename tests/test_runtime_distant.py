@@ -34,7 +34,7 @@ from fedmezo.runtime.journal import Journal
 from fedmezo.runtime.wire import WIRE_VERSION, decode_reply, encode_reply
 from fedmezo.studies.config import parse_config
 from fedmezo.studies.consent import refuse_unasked
-from fedmezo.studies.resident import Asked, build_resident, refuse_strangers
+from fedmezo.studies.resident import ClientOptions, build_resident, refuse_strangers
 from fedmezo.studies.run import resume, run
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -49,7 +49,7 @@ def config_of(records, **sections):
 
 
 def resident(client, **asked_):
-    return build_resident(Asked(client=client, **{"trusting": True, **asked_}))
+    return build_resident(ClientOptions(client=client, **{"trusting": True, **asked_}))
 
 
 def line_of(clients=3, **asked_):
@@ -302,7 +302,7 @@ def test_a_damaged_state_is_noticed_and_fetched_anew(records, tmp_path, unbroken
 
 def test_wrong_bits_that_claim_to_be_right_are_noticed_by_the_check(records, tmp_path, unbroken):
     line = line_of()
-    broken = build_resident(Asked(client=1, trusting=True))
+    broken = build_resident(ClientOptions(client=1, trusting=True))
     line.handlers[11] = broken.answer
     with pytest.raises(StopError):
         run(config_of(records), out=tmp_path / "run", line=line, watch=StopAfter(1))
@@ -470,7 +470,7 @@ def test_a_replayed_reply_is_dropped(records, tmp_path):
 
 def test_two_clients_with_one_number(records, tmp_path, unbroken):
     line, heard = line_of(), []
-    line.handlers[13] = build_resident(Asked(client=1, trusting=True), say=heard.append).answer
+    line.handlers[13] = build_resident(ClientOptions(client=1, trusting=True), say=heard.append).answer
     line.online.add(13)
     assert run(config_of(records), out=tmp_path / "run", line=line).digest == unbroken
     assert any("A second client says it is client 1" in text for *_, text in events_of(tmp_path / "run"))
@@ -496,7 +496,7 @@ def test_a_node_that_fails_at_its_greeting_is_asked_again_and_told_of_once(recor
 
 def test_a_number_the_run_does_not_have(records, tmp_path, unbroken):
     line, heard = line_of(), []
-    line.handlers[13] = build_resident(Asked(client=3, trusting=True), say=heard.append).answer
+    line.handlers[13] = build_resident(ClientOptions(client=3, trusting=True), say=heard.append).answer
     line.online.add(13)
     assert run(config_of(records), out=tmp_path / "run", line=line).digest == unbroken
     assert any("clients 0 to 2, got --id 3" in text for text in heard)
@@ -505,7 +505,7 @@ def test_a_number_the_run_does_not_have(records, tmp_path, unbroken):
 def test_another_base_model_is_refused_at_the_handshake(records, tmp_path):
     line = line_of(2)
     heard = []
-    line.handlers[12] = build_resident(Asked(client=2, trusting=True), say=heard.append).answer
+    line.handlers[12] = build_resident(ClientOptions(client=2, trusting=True), say=heard.append).answer
     genuine = line.handlers[12]
 
     def elsewhere(request):
@@ -532,9 +532,9 @@ def test_another_version_is_refused_by_name(name):
 
 
 def test_a_client_sets_its_data_and_machine_and_nothing_else():
-    build_resident(Asked(client=0, settings=("data.path=x", "runtime.threads=2", "model.name=y")))
+    build_resident(ClientOptions(client=0, settings=("data.path=x", "runtime.threads=2", "model.name=y")))
     with pytest.raises(ConfigError, match=r"--set algorithm.rate=1: a client sets data"):
-        build_resident(Asked(client=0, settings=("algorithm.rate=1",)))
+        build_resident(ClientOptions(client=0, settings=("algorithm.rate=1",)))
 
 
 def test_a_worker_that_forgot_the_run_is_told_again(records, tmp_path, unbroken):
@@ -552,7 +552,7 @@ def test_a_worker_that_forgot_the_run_is_told_again(records, tmp_path, unbroken)
 
 def test_an_error_inside_a_client_is_a_refusal_and_the_client_lives():
     heard = []
-    own = build_resident(Asked(client=0, trusting=True), say=heard.append)
+    own = build_resident(ClientOptions(client=0, trusting=True), say=heard.append)
     assert decode_answer(own.answer(b"\1{")) == Refused(heard[0])
     assert decode_answer(own.answer(encode_request(Walk(bytes(8), b"x")))) == Stranger()
     assert decode_answer(own.answer(encode_request(Notice("hello")))) == Noted()

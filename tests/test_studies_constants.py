@@ -17,7 +17,7 @@ from fedmezo.studies.constants import estimate, measure_built, measure_constants
 from fedmezo.studies.measured import load_measured
 from fedmezo.studies.moments import cover_line, fit_line, moments, spearman
 from fedmezo.studies.run import run
-from fedmezo.studies.sampling import Asked, Sampled, exact_config, led_on, places, sample, steps_apart
+from fedmezo.studies.sampling import Sampled, SamplingOptions, exact_config, led_on, places, sample, steps_apart
 from fedmezo.theory.constants import Constants
 from fedmezo.theory.rank import from_curvatures
 from fedmezo.zo.noise import derive_seed, noise
@@ -75,7 +75,7 @@ def drawn(fed, points, *, directions, seed, batches=2):
 
 
 def test_every_constant_is_the_planted_one_within_ten_percent_of_8000_directions():
-    measured = estimate(drawn(federation(), starts(), directions=8000, seed=1), dim=DIM, asked=Asked())
+    measured = estimate(drawn(federation(), starts(), directions=8000, seed=1), dim=DIM, asked=SamplingOptions())
     for name, planted in PLANTED.items():
         assert getattr(measured.constants, name) == pytest.approx(planted, rel=0.1), name
     truth = Constants(DIM, np.trace(federation().curvature) / 1.1, 1.05)
@@ -85,7 +85,7 @@ def test_every_constant_is_the_planted_one_within_ten_percent_of_8000_directions
 
 def test_squares_and_cosines_of_each_client_are_the_true_ones():
     fed, points = federation(), starts()
-    measured = estimate(drawn(fed, points, directions=8000, seed=2), dim=DIM, asked=Asked())
+    measured = estimate(drawn(fed, points, directions=8000, seed=2), dim=DIM, asked=SamplingOptions())
     for row in measured.clients:
         x = points[int(row.point)]
         own, whole = fed.curvatures[row.client] @ x - fed.pulls[row.client], fed.curvature @ x
@@ -98,7 +98,7 @@ def test_squares_and_cosines_of_each_client_are_the_true_ones():
 
 def test_bends_along_the_gradient_and_along_the_steps_are_the_true_ones():
     fed, points = federation(), starts()
-    measured = estimate(drawn(fed, points, directions=8000, seed=3), dim=DIM, asked=Asked(resamples=200))
+    measured = estimate(drawn(fed, points, directions=8000, seed=3), dim=DIM, asked=SamplingOptions(resamples=200))
     for row, x in zip(measured.rows, points, strict=True):
         whole, matrix = fed.curvature @ x, fed.curvature
         low, high = row.intervals["along"]
@@ -112,7 +112,7 @@ def test_bends_along_the_gradient_and_along_the_steps_are_the_true_ones():
 def test_intervals_hold_the_planted_constants_in_nine_of_ten_draws():
     held = dict.fromkeys(PLANTED, 0)
     for seed in range(100):
-        measured = estimate(drawn(federation(), starts(), directions=128, seed=seed), dim=DIM, asked=Asked())
+        measured = estimate(drawn(federation(), starts(), directions=128, seed=seed), dim=DIM, asked=SamplingOptions())
         for name, planted in PLANTED.items():
             low, high = measured.intervals[name]
             held[name] += low <= planted <= high
@@ -123,19 +123,21 @@ def test_equal_clients_have_no_heterogeneity():
     fed = federation(tilt=0, apart=0)
     held = 0
     for seed in range(20):
-        measured = estimate(drawn(fed, starts(), directions=64, seed=seed), dim=DIM, asked=Asked())
+        measured = estimate(drawn(fed, starts(), directions=64, seed=seed), dim=DIM, asked=SamplingOptions())
         low, _ = measured.intervals["sigma_h2"]
         held += low == 0
     assert held >= 19
 
 
 def test_batches_without_noise_have_a_c_g_of_one():
-    measured = estimate(drawn(federation(wobble=0, noise=0), starts(), directions=64, seed=0), dim=DIM, asked=Asked())
+    measured = estimate(
+        drawn(federation(wobble=0, noise=0), starts(), directions=64, seed=0), dim=DIM, asked=SamplingOptions()
+    )
     assert (measured.constants.c_g, measured.constants.sigma_g2) == pytest.approx((1, 0), abs=1e-9)
 
 
 def test_covering_constants_lie_above_every_row():
-    measured = estimate(drawn(federation(), starts(), directions=100, seed=4), dim=DIM, asked=Asked())
+    measured = estimate(drawn(federation(), starts(), directions=100, seed=4), dim=DIM, asked=SamplingOptions())
     over, whole = measured.covering, {row.point: row.gradient2 for row in measured.rows}
     for row in measured.clients:
         assert over.c_g * row.gradient2 + over.sigma_g2 >= row.batch2 * (1 - 1e-9)
@@ -148,7 +150,7 @@ def test_an_indefinite_hessian_gets_a_smoothness_that_no_eigenvalue_passes():
     slopes = z[:, :4, None].repeat(2, 2)
     bends = (z**2) @ values
     one = Sampled("here", slopes, np.zeros((4000, 4)), bends, from_curvatures(list(bends)))
-    found = estimate([one, one], dim=DIM, asked=Asked())
+    found = estimate([one, one], dim=DIM, asked=SamplingOptions())
     assert found.constants.smoothness == pytest.approx(math.sqrt(values @ values), rel=0.1)
     assert found.constants.effective_rank == 1
     assert math.isnan(found.intervals["effective_rank"][0])
@@ -167,7 +169,7 @@ def toy(fed, x):
 
 def test_slopes_of_a_bench_are_the_derivatives_along_named_directions():
     fed, x = federation(), starts()[1]
-    asked, bench = Asked(directions=8), toy(fed, x)
+    asked, bench = SamplingOptions(directions=8), toy(fed, x)
     found = sample(
         bench, ("here", bench.params), clients=range(4), names=lambda _, number: (number, 0), asked=asked, seed=3
     )
@@ -181,7 +183,7 @@ def test_slopes_of_a_bench_are_the_derivatives_along_named_directions():
 
 def test_a_bench_gives_intervals_that_hold_what_was_planted():
     fed, points = federation(), starts()
-    asked = Asked(directions=100)
+    asked = SamplingOptions(directions=100)
     bench = toy(fed, points[0])
     named = [(str(n), Params({"x": torch.tensor(x, dtype=torch.float32)})) for n, x in enumerate(points)]
     how = {"clients": range(4), "names": lambda _, number: (number, 0), "asked": asked, "seed": 0}
@@ -251,7 +253,7 @@ def config(tmp_path_factory):
 
 def test_constants_are_saved_and_loaded(config, tmp_path):
     said = []
-    measured = measure_constants(config, asked=Asked(directions=8, rounds=1, resamples=100), say=said.append)
+    measured = measure_constants(config, asked=SamplingOptions(directions=8, rounds=1, resamples=100), say=said.append)
     assert [row.point for row in measured.rows] == ["start", "start + 0.01 z", "after 1 round"]
     assert len(measured.clients) == 9 and len(said) == 3
     assert measured.constants.dim == build(config).bench.params.dim
@@ -266,7 +268,7 @@ def test_the_places_leave_from_the_same_start(config):
     built = build(exact_config(config))
     assert built.config.algorithm.law == "gaussian"
     start = built.bench.params.digest()
-    digests = {label: params.digest() for label, params in places(built, Asked(points=4, rounds=1))}
+    digests = {label: params.digest() for label, params in places(built, SamplingOptions(points=4, rounds=1))}
     assert digests["start"] == start
     assert len(set(digests.values())) == 4 and list(digests)[-1] == "after 2 rounds"
 
@@ -296,13 +298,13 @@ def test_unusable_slopes_are_refused():
         moments(np.full((4, 2, 2), np.nan))
     flat = Sampled("flat", np.zeros((8, 2, 2)), np.zeros((8, 2)), np.ones(8), from_curvatures([1.0, 2.0, 3.0]))
     with pytest.raises(ConfigError, match="Every slope was 0"):
-        estimate([flat, flat], dim=4, asked=Asked())
+        estimate([flat, flat], dim=4, asked=SamplingOptions())
 
 
 @pytest.mark.parametrize("wrong", [{"directions": 4}, {"batches": 1}, {"points": 1}, {"mu": 0.0}, {"spread": -1.0}])
 def test_too_little_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Asked(**wrong)
+        SamplingOptions(**wrong)
 
 
 def test_intervals_of_a_language_model_hold_what_backpropagation_finds(config):
@@ -318,7 +320,7 @@ def test_intervals_of_a_language_model_hold_what_backpropagation_finds(config):
         squares.append(float((gradients.double() ** 2).sum(1).mean()))
     own = torch.stack(mean)
     whole = own.mean(0)
-    start = measure_built(built, asked=Asked(directions=64, points=2, resamples=200)).rows[0]
+    start = measure_built(built, asked=SamplingOptions(directions=64, points=2, resamples=200)).rows[0]
     truth = {
         "gradient2": float(whole @ whole),
         "batch2": sum(squares) / len(squares),

@@ -13,7 +13,7 @@ from fedmezo.errors import ConfigError
 from fedmezo.studies.config import parse_config
 from fedmezo.studies.constants_table import heterogeneity_table
 from fedmezo.studies.heterogeneity import distances, measure_heterogeneity
-from fedmezo.studies.sampling import Asked
+from fedmezo.studies.sampling import SamplingOptions
 
 HISTOGRAMS = st.lists(
     st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 50), min_size=1), min_size=2, max_size=5
@@ -57,7 +57,7 @@ def asked(kind):
 
 @pytest.fixture(scope="module")
 def found():
-    how = Asked(directions=24, batches=3, points=2, resamples=200)
+    how = SamplingOptions(directions=24, batches=3, points=2, resamples=200)
     return {kind: measure_heterogeneity(asked(kind), asked=how) for kind in ("iid", "meta")}
 
 

@@ -22,7 +22,7 @@ from fedmezo.studies.build import build
 from fedmezo.studies.config import load_config, parse_config
 from fedmezo.studies.doctor import diagnose
 from fedmezo.studies.plan import plan
-from fedmezo.studies.resident import Asked, build_resident
+from fedmezo.studies.resident import ClientOptions, build_resident
 from fedmezo.studies.run import evaluate, export, resume, run, verify
 from fedmezo.studies.signal import signal_rows
 
@@ -296,7 +296,7 @@ def test_the_signal_is_measured_at_the_start(data, start):
 
 def line_of(*settings: str, trusting: bool = False):
     heard = []
-    made = [build_resident(Asked(n, settings=settings, trusting=trusting), say=heard.append) for n in range(3)]
+    made = [build_resident(ClientOptions(n, settings=settings, trusting=trusting), say=heard.append) for n in range(3)]
     return FakeLine({10 + n: one.answer for n, one in enumerate(made)}), heard
 
 
@@ -326,7 +326,7 @@ def hello_to(data, start, *settings: str, trusting: bool = False) -> str:
         built.config.model_dump_json(),
     )  # fmt: skip
     assert hello.protocol == PROTOCOL
-    own = build_resident(Asked(0, settings=settings, trusting=trusting))
+    own = build_resident(ClientOptions(0, settings=settings, trusting=trusting))
     return str(decode_answer(own.answer(encode_request(hello))))
 
 

@@ -11,7 +11,7 @@ from fedmezo.studies.constants import measure_constants
 from fedmezo.studies.measured import load_measured
 from fedmezo.studies.plan import plan
 from fedmezo.studies.run import run
-from fedmezo.studies.sampling import Asked
+from fedmezo.studies.sampling import SamplingOptions
 
 SETTINGS = (
     "model.name=builtin:tiny", "adapter.rank=2", "adapter.alpha=4", "data.template={instruction} {input} is",
@@ -92,7 +92,7 @@ def test_a_sound_run_gets_no_advice(data, algorithm):
 
 def test_with_measured_constants_a_plan_tells_what_the_theory_says(data, tmp_path, capsys):
     config = small(data)
-    known = measure_constants(config, asked=Asked(directions=8, points=2, resamples=100))
+    known = measure_constants(config, asked=SamplingOptions(directions=8, points=2, resamples=100))
     bare, full = plan(config), plan(config, measured=known)
     assert set(full) - set(bare) == {"theory"}
     assert full["theory"]["constants"]["smoothness"] == known.constants.smoothness
@@ -110,7 +110,7 @@ def test_with_measured_constants_a_plan_tells_what_the_theory_says(data, tmp_pat
 
 def test_the_theory_says_nothing_of_backpropagation(data):
     config = small(data)
-    known = measure_constants(config, asked=Asked(directions=8, points=2, resamples=100))
+    known = measure_constants(config, asked=SamplingOptions(directions=8, points=2, resamples=100))
     planned = plan(small(data, algorithm={"name": "fedavg"}), measured=known)
     assert "theory" not in planned and any("nothing about fedavg" in line for line in planned["advice"])
 

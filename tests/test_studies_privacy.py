@@ -18,7 +18,7 @@ from fedmezo.fl.accountant import Releases, epsilon
 from fedmezo.runtime import distant
 from fedmezo.runtime.journal import Journal
 from fedmezo.studies.config import parse_config
-from fedmezo.studies.resident import Asked, build_resident
+from fedmezo.studies.resident import ClientOptions, build_resident
 from fedmezo.studies.secret import SECRET, kept_secret, key_for
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -47,7 +47,8 @@ def line_of(folder, clients=3, said=None, **asked):
     for client in range(clients):
         home = folder / f"client-{client}"
         told = build_resident(
-            Asked(client=client, state=home, trusting=True, **asked), say=(said if said is not None else []).append
+            ClientOptions(client=client, state=home, trusting=True, **asked),
+            say=(said if said is not None else []).append,
         )
         nodes[10 + client] = told.answer
     return FakeLine(nodes)
@@ -288,7 +289,8 @@ def test_a_client_stops_at_its_own_budget_whatever_the_server_says(records, tmp_
     said = []
     line = line_of(tmp_path, clients=2)
     frugal = build_resident(
-        Asked(client=2, state=tmp_path / "frugal", trusting=True, settings=("privacy.epsilon=3.4",)), say=said.append
+        ClientOptions(client=2, state=tmp_path / "frugal", trusting=True, settings=("privacy.epsilon=3.4",)),
+        say=said.append,
     )
     line.handlers[12] = frugal.answer
     line.online.add(12)
@@ -340,7 +342,7 @@ def test_a_client_counts_by_a_small_delta_and_ignores_a_seed_of_the_servers(reco
 
 def test_a_private_client_needs_a_place_to_remember(records, tmp_path):
     said = []
-    nodes = {10 + c: build_resident(Asked(client=c, trusting=True), say=said.append).answer for c in range(3)}
+    nodes = {10 + c: build_resident(ClientOptions(client=c, trusting=True), say=said.append).answer for c in range(3)}
     with pytest.raises(RunError, match="Only 0 of 3"):
         run(config_of(records, **MODES["example"], network={"patience": 0.2}), out=tmp_path / "r", line=FakeLine(nodes))
     assert "start it with --state DIR" in said[-1]

@@ -17,7 +17,7 @@ from fedmezo.runtime.calls import Done, decode_answer, encode_answer
 from fedmezo.runtime.journal import Journal
 from fedmezo.runtime.wire import decode_reply, encode_reply
 from fedmezo.studies.config import load_config, parse_config
-from fedmezo.studies.resident import Asked, build_resident
+from fedmezo.studies.resident import ClientOptions, build_resident
 from fedmezo.studies.run import resume, run
 from fedmezo.studies.uses import verify
 
@@ -57,7 +57,9 @@ def lying(answer, attack):
 
 
 def line_of(attack=None, *, liars=(1,), clients=3):
-    nodes = {10 + client: build_resident(Asked(client=client, trusting=True)).answer for client in range(clients)}
+    nodes = {
+        10 + client: build_resident(ClientOptions(client=client, trusting=True)).answer for client in range(clients)
+    }
     if attack is not None:
         nodes |= {10 + client: lying(nodes[10 + client], attack) for client in liars}
     return FakeLine(nodes)

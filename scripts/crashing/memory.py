@@ -91,7 +91,7 @@ def _client_killed(bed: Bed, at: int) -> Row:
 
     from fedmezo.runtime import distant
     from fedmezo.studies import build
-    from fedmezo.studies.resident import Asked, build_resident
+    from fedmezo.studies.resident import ClientOptions, build_resident
     from fedmezo.studies.run import run
 
     distant._POLL, distant._GREET, distant._PAUSE = 0.0005, 0.0, 0.002
@@ -100,14 +100,16 @@ def _client_killed(bed: Bed, at: int) -> Row:
     config = config.model_copy(update={"network": config.network.model_copy(update={"quorum": 3})})
 
     def line(*, dies: bool) -> FakeLine:
-        handlers = {10 + client: build_resident(Asked(client=client, trusting=True)).answer for client in range(3)}
+        handlers = {
+            10 + client: build_resident(ClientOptions(client=client, trusting=True)).answer for client in range(3)
+        }
         made, inner, walks = FakeLine(handlers), handlers[11], [0]
 
         def answer(request: bytes) -> bytes:
             walks[0] += request[:1] == b"\2"
             if dies and walks[0] == at + 1 and request[:1] == b"\2":
                 made.online.remove(11)
-                made.handlers[77] = build_resident(Asked(client=1, trusting=True)).answer
+                made.handlers[77] = build_resident(ClientOptions(client=1, trusting=True)).answer
                 made.online.add(77)
                 raise Crash("MemoryError")
             return bytes(inner(request))

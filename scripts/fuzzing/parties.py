@@ -25,7 +25,7 @@ from fedmezo.runtime.pull import Offer
 from fedmezo.runtime.roster import Roster
 from fedmezo.runtime.wire import encode_reply, encode_task
 from fedmezo.studies import resident as inside
-from fedmezo.studies.resident import Asked, Resident
+from fedmezo.studies.resident import ClientOptions, Resident
 from fedmezo.zo.params import Saved
 from fuzzing.course import Check, Target, same
 from fuzzing.mutation import sealed_after
@@ -60,7 +60,7 @@ def _client(folder: Path) -> Check:
     base = Saved(bench.params)
 
     def check(data: bytes) -> bool:
-        client = Resident(Asked(client=2), lambda said: None)
+        client = Resident(ClientOptions(client=2), lambda said: None)
         taking = inside._Taking(HELLO, bench, _walked, 1, base, inside.Held(RUN, "0" * 32))
         base.restore_(bench.params)
         client._taking = taking

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fedmezo.studies.doctor import diagnose
     from fedmezo.studies.live import LivePage, watch
     from fedmezo.studies.plan import plan
-    from fedmezo.studies.resident import Asked, build_resident
+    from fedmezo.studies.resident import ClientOptions, build_resident
     from fedmezo.studies.run import Summary, resume, run
     from fedmezo.studies.trainer import ZOTrainer, ZOTrainingArguments
     from fedmezo.studies.uses import evaluate, export, rollback, verify
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Asked": "fedmezo.studies.resident",
+    "ClientOptions": "fedmezo.studies.resident",
     "Config": "fedmezo.studies.config",
     "Journal": "fedmezo.runtime.journal",
     "Line": "fedmezo.runtime.line",
@@ -84,7 +84,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Asked",
+    "ClientOptions",
     "Config",
     "FedMeZOError",
     "Journal",

@@ -95,9 +95,11 @@ def rank(
     """
     wanted = read_config(config, settings)
     with aside():
-        from fedmezo.studies.rank import Asked, rank_rows, rank_table, rank_words
+        from fedmezo.studies.rank import RankOptions, rank_rows, rank_table, rank_words
 
-        asked = Asked(method, directions, steps, batches=batches, mu=mu, layers=layers, after=after, spread=spread)
+        asked = RankOptions(
+            method, directions, steps, batches=batches, mu=mu, layers=layers, after=after, spread=spread
+        )
         rows = rank_rows(wanted, asked, say=saying(quiet=quiet))
     if as_json:
         emit({"rows": [asdict(row) for row in rows]})
@@ -136,9 +138,9 @@ def constants(
     with aside():
         from fedmezo.studies.constants import measure_constants
         from fedmezo.studies.constants_table import constants_table
-        from fedmezo.studies.sampling import Asked
+        from fedmezo.studies.sampling import SamplingOptions
 
-        asked = Asked(directions, batches, points, spread=spread)
+        asked = SamplingOptions(directions, batches, points, spread=spread)
         measured = measure_constants(wanted, asked=asked, say=saying(quiet=quiet))
     if as_json:
         emit(measured.as_dict())
@@ -166,9 +168,9 @@ def heterogeneity(
     with aside():
         from fedmezo.studies.constants_table import heterogeneity_table
         from fedmezo.studies.heterogeneity import measure_heterogeneity
-        from fedmezo.studies.sampling import Asked
+        from fedmezo.studies.sampling import SamplingOptions
 
-        asked = Asked(directions, batches, points)
+        asked = SamplingOptions(directions, batches, points)
         found = measure_heterogeneity(wanted, asked=asked, say=saying(quiet=quiet))
     if as_json:
         emit(found.as_dict())

@@ -67,7 +67,7 @@ def bench(
     with aside():
         from fedmezo.studies import bench as study
 
-        asked = study.Asked(
+        asked = study.BenchOptions(
             kinds=tuple(kind for kind in study.KINDS if what in (What.all, kind)),
             model=model,
             shape=shape,

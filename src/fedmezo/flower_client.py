@@ -30,7 +30,7 @@ def answer(msg: Message, context: Context) -> Message:
 
 @cache
 def _resident(client: int) -> Callable[[bytes], bytes]:
-    from fedmezo.studies.resident import Asked, build_resident
+    from fedmezo.studies.resident import ClientOptions, build_resident
 
     # Server and clients are one simulation, of one person.
-    return build_resident(Asked(client=client, trusting=True)).answer
+    return build_resident(ClientOptions(client=client, trusting=True)).answer

@@ -1,8 +1,8 @@
 """The process that keeps a client's model and data: `python -m fedmezo.flower_worker`, started by `fedmezo client`.
 
 The first line of its standard input is its order, a JSON object: "socket", the path where it answers, and what makes an
-`Asked` (`studies/resident.py`): "client", "state", "settings", "own", "threads", "trusting", all but the first with a
-default. It ends when that input does. On its standard output it writes one line, and only if it cannot begin:
+`ClientOptions` (`studies/resident.py`): "client", "state", "settings", "own", "threads", "trusting", all but the first
+with a default. It ends when that input does. On its standard output it writes one line, and only if it cannot begin:
 {"error": class name, "text": sentence}. All else goes to standard error; sentences for the person at the client begin
 with "fedmezo: ".
 """
@@ -41,12 +41,12 @@ def main() -> int:
 
 def _answers(order: Mapping[str, Any]) -> Callable[[bytes], bytes]:
     """Returns what answers requests; what it is built of is imported here, where a failure to is told."""
-    from fedmezo.studies.resident import Asked, build_resident
+    from fedmezo.studies.resident import ClientOptions, build_resident
 
     told = {name: value for name, value in order.items() if name != "socket"}
     told["state"] = Path(told["state"]) if told.get("state") else None
     told["settings"] = tuple(told.get("settings", ()))
-    return build_resident(Asked(**told), say=_say).answer
+    return build_resident(ClientOptions(**told), say=_say).answer
 
 
 def _say(sentence: str) -> None:

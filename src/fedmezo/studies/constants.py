@@ -14,7 +14,7 @@ from fedmezo.studies.config import Config
 from fedmezo.studies.curvature import default_mu
 from fedmezo.studies.measured import ClientRow, Interval, Measured, PointRow
 from fedmezo.studies.moments import Array, cover_line, fit_line, moments, resamplings, spread_of
-from fedmezo.studies.sampling import Asked, Sampled, exact_config, places, sample, steps_apart
+from fedmezo.studies.sampling import Sampled, SamplingOptions, exact_config, places, sample, steps_apart
 from fedmezo.theory.constants import Constants
 from fedmezo.theory.rank import Curvature
 
@@ -23,7 +23,7 @@ __all__ = ["estimate", "measure_built", "measure_constants"]
 Say = Callable[[str], None]
 
 
-def measure_constants(config: Config, *, asked: Asked | None = None, say: Say = lambda _: None) -> Measured:
+def measure_constants(config: Config, *, asked: SamplingOptions | None = None, say: Say = lambda _: None) -> Measured:
     """Returns the constants of a configuration's losses, measured with forward passes in float32.
 
     Args:
@@ -37,7 +37,7 @@ def measure_constants(config: Config, *, asked: Asked | None = None, say: Say = 
     return measure_built(build(exact_config(config)), asked=asked, say=say)
 
 
-def measure_built(built: Built, *, asked: Asked | None = None, say: Say = lambda _: None) -> Measured:
+def measure_built(built: Built, *, asked: SamplingOptions | None = None, say: Say = lambda _: None) -> Measured:
     """Returns the constants of what `build(exact_config(config))` made; its parameters move on with the run.
 
     Args:
@@ -45,7 +45,7 @@ def measure_built(built: Built, *, asked: Asked | None = None, say: Say = lambda
       asked: how exactly.
       say: hears of every point begun.
     """
-    began, config, wanted = time.perf_counter(), built.config, asked or Asked()
+    began, config, wanted = time.perf_counter(), built.config, asked or SamplingOptions()
     how, federation = replace(wanted, reach=wanted.reach or default_mu(config.adapter.kind)), config.federation
     clients, sizes = range(federation.clients), list(built.data.sizes.values())
     count = how.directions * (how.batches + 1)
@@ -71,7 +71,7 @@ def estimate(
     found: Sequence[Sampled],
     *,
     dim: int,
-    asked: Asked,
+    asked: SamplingOptions,
     of: Mapping[str, Any] | None = None,
     forwards: int = 0,
     seconds: float = 0.0,

@@ -13,7 +13,7 @@ from fedmezo.studies.config import Config
 from fedmezo.studies.constants import Say, measure_built
 from fedmezo.studies.measured import ClientRow, Interval
 from fedmezo.studies.moments import spearman
-from fedmezo.studies.sampling import Asked, exact_config
+from fedmezo.studies.sampling import SamplingOptions, exact_config
 
 __all__ = ["ClientSignals", "Heterogeneity", "distances", "measure_heterogeneity"]
 
@@ -86,7 +86,7 @@ class Heterogeneity:
 
 
 def measure_heterogeneity(
-    config: Config, *, asked: Asked | None = None, say: Say = lambda _: None
+    config: Config, *, asked: SamplingOptions | None = None, say: Say = lambda _: None
 ) -> Heterogeneity:  # fmt: skip
     """Returns how unlike the clients of a configuration are, measured with forward passes in float32.
 

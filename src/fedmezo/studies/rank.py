@@ -23,7 +23,7 @@ from fedmezo.zo.noise import derive_seed
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import step_
 
-__all__ = ["METHODS", "Asked", "RankRow", "layer_of", "rank_rows", "rank_table", "rank_words"]
+__all__ = ["METHODS", "RankOptions", "RankRow", "layer_of", "rank_rows", "rank_table", "rank_words"]
 
 METHODS = ("forward", "backprop", "both")
 _MOST_BATCHES = 8  # by default
@@ -32,7 +32,7 @@ _SHIFT_SEED = 0x5167  # names the direction in which the parameters are moved of
 
 
 @dataclass(frozen=True)
-class Asked:
+class RankOptions:
     """What shall be measured.
 
     Attributes:
@@ -76,7 +76,7 @@ class _Place:
     """A point of the parameter space, and what is asked there."""
 
     built: Built
-    asked: Asked
+    asked: RankOptions
     batches: Sequence[Batch]
     after: int
     mu: float
@@ -98,7 +98,7 @@ class _Place:
         return Batches(self.built.data.parts, batch_size=size, local_steps=steps, seed=seed)(client, number, step)
 
 
-def rank_rows(config: Config, asked: Asked, *, say: Callable[[str], None] | None = None) -> list[RankRow]:
+def rank_rows(config: Config, asked: RankOptions, *, say: Callable[[str], None] | None = None) -> list[RankRow]:
     """Returns the rows of a configuration: at its start, then after `asked.after` rounds; the whole before its layers.
 
     The model is measured in float32, unquantised, in evaluation mode, with Gaussian directions. The loss is the mean

@@ -1,6 +1,6 @@
 """A client's side of a run over a network: one model and one client's data, kept in memory between rounds.
 
-    resident = build_resident(Asked(client=0))
+    resident = build_resident(ClientOptions(client=0))
     answer = resident.answer(request)      # bytes to bytes; see runtime/calls.py
 
 What it trains on is its share of the run's data, dealt as in a simulation, or, with `own`, all of its own file, which
@@ -51,7 +51,7 @@ from fedmezo.zo.noise import NOISE_VERSION, Law
 from fedmezo.zo.params import Params, Saved
 from fedmezo.zo.seedsum import DenseDelta
 
-__all__ = ["Asked", "Resident", "build_resident"]
+__all__ = ["ClientOptions", "Resident", "build_resident"]
 
 Say = Callable[[str], None]
 # Of two models that transformers loads at once in threads of one process, one may lack its tied weights.
@@ -62,7 +62,7 @@ _ALSO = ("model.name", "adapter.start", "privacy.epsilon")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClientOptions:
     """What a client was started with.
 
     Attributes:
@@ -84,7 +84,7 @@ class Asked:
     trusting: bool = False
 
 
-def build_resident(asked: Asked, *, say: Say = lambda _: None) -> "Resident":
+def build_resident(asked: ClientOptions, *, say: Say = lambda _: None) -> "Resident":
     """Returns a client that has not heard of any run yet; `say` hears sentences for the person at it.
 
     Raises:
@@ -120,7 +120,7 @@ class _Taking:
 class Resident:
     """A client between rounds; `answer` is all that anyone asks of it."""
 
-    def __init__(self, asked: Asked, say: Say) -> None:
+    def __init__(self, asked: ClientOptions, say: Say) -> None:
         """Keeps what it was started with."""
         self._asked, self._say = asked, say
         self._taking: _Taking | None = None

@@ -25,7 +25,7 @@ from fedmezo.zo.noise import NOISE_VERSION, derive_seed
 from fedmezo.zo.params import Params
 from fedmezo.zo.perturb import step_
 
-__all__ = ["Asked", "Names", "Sampled", "exact_config", "led_on", "places", "sample", "steps_apart"]
+__all__ = ["Names", "Sampled", "SamplingOptions", "exact_config", "led_on", "places", "sample", "steps_apart"]
 
 # (client, number) -> (round, step) of a batch; different numbers are independent batches.
 Names = Callable[[int, int], tuple[int, int]]
@@ -35,7 +35,7 @@ _SHIFT_SEED = 0x5A17  # names the direction in which the parameters are moved of
 
 
 @dataclass(frozen=True)
-class Asked:
+class SamplingOptions:
     """How exactly to measure.
 
     Attributes:
@@ -127,7 +127,7 @@ def steps_apart(sizes: Sequence[int], *, batch: int, local_steps: int, count: in
     return lambda client, number: named[client][number]
 
 
-def places(built: Built, asked: Asked) -> Iterator[tuple[str, Params]]:
+def places(built: Built, asked: SamplingOptions) -> Iterator[tuple[str, Params]]:
     """Yields labels and parameters: the start, the start moved at random, then the model as the run leads it on.
 
     The bench's own parameters are changed and lent, so a model trained whole needs one copy only.
@@ -161,7 +161,13 @@ def led_on(built: Built, *, rounds: int) -> Iterator[int]:
 
 
 def sample(
-    bench: ModelBench, place: tuple[str, Params], *, clients: Sequence[int], names: Names, asked: Asked, seed: int
+    bench: ModelBench,
+    place: tuple[str, Params],
+    *,
+    clients: Sequence[int],
+    names: Names,
+    asked: SamplingOptions,
+    seed: int,
 ) -> Sampled:
     """Returns the slopes, losses and curvature at one point, from forward passes only.
 

@@ -11,15 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedmezo.studies.bench.asked import KINDS, Asked, Kind, read_list
+from fedmezo.studies.bench.options import KINDS, BenchOptions, Kind, read_list
 from fedmezo.studies.bench.rows import Row, as_result
 
-__all__ = ["KINDS", "Asked", "Kind", "bench", "read_list"]
+__all__ = ["KINDS", "BenchOptions", "Kind", "bench", "read_list"]
 
 Say = Callable[[str], None]
 
 
-def bench(asked: Asked, *, say: Say) -> dict[str, Any]:
+def bench(asked: BenchOptions, *, say: Say) -> dict[str, Any]:
     """Returns machine, settings, rows, notes on what is not available, and sentences on limits that were not kept.
 
     Args:
@@ -41,13 +41,13 @@ def bench(asked: Asked, *, say: Say) -> dict[str, Any]:
         return as_result(rows, settings=settings, failed=broken(rows))
 
 
-def _model_name(asked: Asked) -> str:
+def _model_name(asked: BenchOptions) -> str:
     if asked.shape is not None:
         return f"random {asked.shape}"
     return Path(asked.model).name if Path(asked.model).exists() else asked.model  # results hold no path
 
 
-def _rows(kind: Kind, asked: Asked, say: Say) -> Iterator[Row]:
+def _rows(kind: Kind, asked: BenchOptions, say: Say) -> Iterator[Row]:
     from fedmezo.studies.bench.memory import memory_rows
     from fedmezo.studies.bench.noise import noise_rows
     from fedmezo.studies.bench.replay import replay_rows

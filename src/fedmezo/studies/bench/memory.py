@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedmezo.errors import ModelError, RunError
-from fedmezo.studies.bench.asked import Asked
+from fedmezo.studies.bench.options import BenchOptions
 from fedmezo.studies.bench.rows import Frame, Row
 
 __all__ = ["LIMIT", "MODES", "broken", "memory_rows", "probe"]
@@ -44,7 +44,7 @@ _COMPARED = "lora, peak of our step over plain forward and adapter"
 _LIMITED = f"{_COMPARED}, limit {LIMIT}"
 
 
-def memory_rows(asked: Asked, *, say: Callable[[str], None]) -> Iterator[Row]:
+def memory_rows(asked: BenchOptions, *, say: Callable[[str], None]) -> Iterator[Row]:
     """Yields two rows per mode: the peak of its process, and how far it rises over model, adapter and libraries.
 
     Memory is the peak resident set (VmHWM, reset after loading), on CUDA what torch allocated at most. A plain forward
@@ -63,7 +63,7 @@ def memory_rows(asked: Asked, *, say: Callable[[str], None]) -> Iterator[Row]:
             yield from _limit(found, asked, frame=Frame("memory", dtype, tokens))
 
 
-def _modes(asked: Asked, dtype: str) -> list[str]:
+def _modes(asked: BenchOptions, dtype: str) -> list[str]:
     wanted = [mode for mode in MODES if mode.endswith(asked.train) or mode in ("load", "forward", "forward-peft")]
     return [mode for mode in wanted if dtype == "float32" or mode not in _FLOAT32_ONLY]
 
@@ -84,7 +84,7 @@ def _extra(one: Mapping[str, Any]) -> float | None:
     return one["peak_mb"] - one["start_mb"] if "peak_mb" in one else None
 
 
-def probe(mode: str, asked: Asked, *, dtype: str, tokens: int) -> dict[str, Any]:
+def probe(mode: str, asked: BenchOptions, *, dtype: str, tokens: int) -> dict[str, Any]:
     """Returns start_mb, peak_mb, trained_mb and model_mb of a mode, or the error that kept it from running.
 
     Raises:
@@ -105,7 +105,7 @@ def probe(mode: str, asked: Asked, *, dtype: str, tokens: int) -> dict[str, Any]
     return answer
 
 
-def _limit(found: Mapping[str, Any], asked: Asked, *, frame: Frame) -> Iterator[Row]:
+def _limit(found: Mapping[str, Any], asked: BenchOptions, *, frame: Frame) -> Iterator[Row]:
     """Yields our LoRA step's peak over that of a plain forward plus the float32 adapter."""
     step, plain = found.get("step-lora", {}), found["forward-peft"]
     if "peak_mb" not in step or "peak_mb" not in plain:

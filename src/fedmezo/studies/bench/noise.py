@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmezo.models.read import torch_dtype
-from fedmezo.studies.bench.asked import Asked
 from fedmezo.studies.bench.inplace import perturb_
+from fedmezo.studies.bench.options import BenchOptions
 from fedmezo.studies.bench.rows import Frame, Row
 from fedmezo.studies.bench.subjects import batch_of, forwards, open_model
 from fedmezo.studies.bench.timing import interleaved, median
@@ -28,7 +28,7 @@ PUSH = 1e-6  # small enough that nothing overflows however often it is added
 Work = Callable[[], object]
 
 
-def noise_rows(asked: Asked, *, say: Callable[[str], None]) -> Iterator[Row]:
+def noise_rows(asked: BenchOptions, *, say: Callable[[str], None]) -> Iterator[Row]:
     """Yields, by dtype: a memory pass, the fresh-tensor scheme's pass, and our kernels under both laws.
 
     `step_` adds c z in place, `lanes_` writes theta + c z and theta - c z, `visit_` does both in one pass. The ratio to
@@ -40,7 +40,7 @@ def noise_rows(asked: Asked, *, say: Callable[[str], None]) -> Iterator[Row]:
         yield from _case(open_model(asked, dtype).model, asked, frame=frame)
 
 
-def _case(model: nn.Module, asked: Asked, *, frame: Frame) -> Iterator[Row]:
+def _case(model: nn.Module, asked: BenchOptions, *, frame: Frame) -> Iterator[Row]:
     dim = sum(parameter.numel() for parameter in model.parameters())
     entries = min(ENTRIES, dim)
     target = torch.randn(entries, device=asked.device).mul_(0.02).to(torch_dtype(frame.dtype))

@@ -21,8 +21,8 @@ from fedmezo.fl.fedavg import descend
 from fedmezo.fl.walk import take_walks
 from fedmezo.models.load import Loaded
 from fedmezo.models.plain import random_llama, with_peft
-from fedmezo.studies.bench.asked import Asked, Trained
 from fedmezo.studies.bench.inplace import InPlace
+from fedmezo.studies.bench.options import BenchOptions, Trained
 from fedmezo.studies.bench.subjects import MU, RATE, batch_of, forwards, open_model, our_bench
 
 __all__ = ["main", "peak", "reset_peak"]
@@ -61,7 +61,7 @@ def reset_peak(device: str) -> None:
         raise RunError(f"Peak memory cannot be measured here: {_CLEAR} is not writable ({error.strerror}).") from error
 
 
-def _measure(mode: str, asked: Asked, *, dtype: str, tokens: int) -> dict[str, float]:
+def _measure(mode: str, asked: BenchOptions, *, dtype: str, tokens: int) -> dict[str, float]:
     # First the same on a model of next to no size: what libraries import, compile and keep is not the work's own.
     small, _ = _work(mode, random_llama("tiny", dtype=dtype, device=asked.device), asked, tokens=_SMALL)
     small()
@@ -74,7 +74,7 @@ def _measure(mode: str, asked: Asked, *, dtype: str, tokens: int) -> dict[str, f
     return {"start_mb": start, "peak_mb": top, "trained_mb": 4 * trained / 1e6, "model_mb": size}
 
 
-def _work(mode: str, loaded: Loaded, asked: Asked, *, tokens: int) -> tuple[Work, int]:
+def _work(mode: str, loaded: Loaded, asked: BenchOptions, *, tokens: int) -> tuple[Work, int]:
     """Returns what to run, with everything it needs already there, and how many numbers it trains."""
     name, _, train = mode.partition("-")
     batch = batch_of(tokens, loaded.model)
@@ -94,7 +94,7 @@ def _work(mode: str, loaded: Loaded, asked: Asked, *, tokens: int) -> tuple[Work
     return works[name], sum(p.numel() for p in held.values())
 
 
-def _ours(name: str, loaded: Loaded, asked: Asked, *, train: Trained, tokens: int) -> tuple[Work, int]:
+def _ours(name: str, loaded: Loaded, asked: BenchOptions, *, train: Trained, tokens: int) -> tuple[Work, int]:
     bench = our_bench(loaded, asked, train=train, lengths=[tokens], checkpointing=name == "ckpt")
     methods: dict[str, Method] = {"step": "walk", "adamw": "adamw"}
     task = Task(0, 0, 0, RATE, MU, STEPS, method=methods.get(name, "sgd"), law=asked.law)
@@ -112,7 +112,7 @@ def _descend(model: nn.Module, held: dict[str, nn.Parameter], batch: dict[str, A
 def main(text: str) -> str:
     """Returns the answer to a question, both one line of JSON."""
     question = json.loads(text)
-    asked = Asked(**question["asked"])
+    asked = BenchOptions(**question["asked"])
     torch.set_num_threads(asked.threads)
     try:
         found: dict[str, Any] = _measure(question["mode"], asked, dtype=question["dtype"], tokens=question["tokens"])

@@ -8,8 +8,8 @@ from torch import nn
 from fedmezo.errors import ModelError
 from fedmezo.models.adapters import make_adapter
 from fedmezo.models.plain import twin, with_peft
-from fedmezo.studies.bench.asked import Asked
 from fedmezo.studies.bench.inplace import update_
+from fedmezo.studies.bench.options import BenchOptions
 from fedmezo.studies.bench.rows import Frame, Row
 from fedmezo.studies.bench.subjects import batch_of, forwards, open_model
 from fedmezo.studies.bench.timing import interleaved, median
@@ -24,7 +24,7 @@ TOKENS = 64
 PUSH = 1e-9  # a coefficient that leaves the parameters what they were, however often they are replayed
 
 
-def replay_rows(asked: Asked, *, say: Callable[[str], None]) -> Iterator[Row]:
+def replay_rows(asked: BenchOptions, *, say: Callable[[str], None]) -> Iterator[Row]:
     """Yields the rows: two plain forwards, 90 seeds replayed with fresh tensors, 90 seeds replayed by us.
 
     The parameters are LoRA's, float32 as our masters always are.

@@ -11,8 +11,8 @@ from fedmezo.errors import ModelError
 from fedmezo.fl.algorithm import Point
 from fedmezo.models.bench import ModelBench
 from fedmezo.models.plain import trained_names
-from fedmezo.studies.bench.asked import Asked
 from fedmezo.studies.bench.inplace import InPlace
+from fedmezo.studies.bench.options import BenchOptions
 from fedmezo.studies.bench.rows import Frame, Row
 from fedmezo.studies.bench.step import COARSE
 from fedmezo.studies.bench.subjects import MU, Subjects, batch_of, forwards, open_model, subjects
@@ -46,7 +46,7 @@ COHORTS = (
 )
 
 
-def simulate_rows(asked: Asked, *, say: Callable[[str], None]) -> Iterator[Row]:
+def simulate_rows(asked: BenchOptions, *, say: Callable[[str], None]) -> Iterator[Row]:
     """Yields the rows of each cohort: forwards and whole steps, one client at a time and packed, and the speed-ups.
 
     Two plain forwards are here two per client, with PEFT's adapter attached. `packed forwards` are the same losses in
@@ -70,7 +70,7 @@ def simulate_rows(asked: Asked, *, say: Callable[[str], None]) -> Iterator[Row]:
             yield from _case(three, asked, frame=frame, lengths=cohort.lengths)
 
 
-def _case(three: Subjects, asked: Asked, *, frame: Frame, lengths: Sequence[int]) -> Iterator[Row]:
+def _case(three: Subjects, asked: BenchOptions, *, frame: Frame, lengths: Sequence[int]) -> Iterator[Row]:
     batches = [batch_of(length, three.plain) for length in lengths]
     clients = range(len(lengths))
     works: dict[str, Callable[[], object]] = {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from fedmezo.errors import ModelError
-from fedmezo.studies.bench.asked import Asked, Trained
+from fedmezo.studies.bench.options import BenchOptions, Trained
 from fedmezo.studies.bench.rows import Frame, Row
 from fedmezo.studies.bench.subjects import Subjects, batch_of, forwards, open_model, subjects
 from fedmezo.studies.bench.timing import interleaved, marginal, median
@@ -15,7 +15,7 @@ FEW, MANY = 5, 10  # steps of the two rounds whose difference is what a step cos
 COARSE = "the clock is too coarse for so small a model; give more --repeats or more --tokens"
 
 
-def step_rows(asked: Asked, *, say: Callable[[str], None]) -> Iterator[Row]:
+def step_rows(asked: BenchOptions, *, say: Callable[[str], None]) -> Iterator[Row]:
     """Yields the rows: two forwards, the in-place step, our step and our round of ten, by dtype, adapter and length.
 
     `one step` is what a step adds to a round; `round of 10` is a whole round, with what it pays once (private copies or
@@ -36,7 +36,7 @@ def step_rows(asked: Asked, *, say: Callable[[str], None]) -> Iterator[Row]:
                 yield from _case(three, asked, train=train, frame=Frame("step", dtype, tokens), client=client)
 
 
-def _case(three: Subjects, asked: Asked, *, train: Trained, frame: Frame, client: int) -> Iterator[Row]:
+def _case(three: Subjects, asked: BenchOptions, *, train: Trained, frame: Frame, client: int) -> Iterator[Row]:
     batch = batch_of(frame.tokens, three.plain)
     works: dict[str, Callable[[], object]] = {
         "base": partial(forwards, three.plain, [batch] * 2),

@@ -19,8 +19,8 @@ from fedmezo.models.adapters import make_adapter
 from fedmezo.models.bench import ModelBench
 from fedmezo.models.load import Loaded, load_model
 from fedmezo.models.plain import random_llama, twin, with_peft
-from fedmezo.studies.bench.asked import Asked, Trained
 from fedmezo.studies.bench.inplace import InPlace
+from fedmezo.studies.bench.options import BenchOptions, Trained
 from fedmezo.zo.noise import Law
 
 __all__ = ["MU", "RATE", "Subjects", "batch_of", "example_of", "forwards", "open_model", "our_bench", "subjects"]
@@ -29,7 +29,7 @@ MU, RATE = 1e-3, 1e-7  # the rate is small, so that hundreds of steps leave the 
 MOST_STEPS = 10  # local steps that a bench has batches for
 
 
-def open_model(asked: Asked, dtype: str, *, copies: int = 1) -> Loaded:
+def open_model(asked: BenchOptions, dtype: str, *, copies: int = 1) -> Loaded:
     """Returns the model asked for, its weights out of the memory-mapped file; `copies` as for `random_llama`."""
     if asked.shape is not None:
         return random_llama(asked.shape, dtype=dtype, device=asked.device, copies=copies)
@@ -55,7 +55,9 @@ def batch_of(tokens: int, model: Any) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels}
 
 
-def our_bench(loaded: Loaded, asked: Asked, *, train: Trained, lengths: Sequence[int], **options: Any) -> ModelBench:
+def our_bench(
+    loaded: Loaded, asked: BenchOptions, *, train: Trained, lengths: Sequence[int], **options: Any
+) -> ModelBench:
     """Returns our bench with one client per length, whose every batch is one row of so many tokens."""
     vocabulary = int(loaded.model.config.vocab_size)
     parts = [[example_of(length, vocabulary=vocabulary)] for length in lengths]
@@ -95,7 +97,7 @@ class Subjects:
         return partial(take_walks, tasks, self.ours)
 
 
-def subjects(loaded: Loaded, asked: Asked, *, train: Trained, lengths: Sequence[int]) -> Subjects:
+def subjects(loaded: Loaded, asked: BenchOptions, *, train: Trained, lengths: Sequence[int]) -> Subjects:
     """Returns the three; frozen weights are shared, trained ones are not.
 
     Raises:

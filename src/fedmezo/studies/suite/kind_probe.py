@@ -37,11 +37,11 @@ def curvature(settings: Settings, seed: int) -> Found:
     Hessian, by second differences), probe.directions, probe.lanczos, probe.after (rounds of training before),
     probe.spread.
     """
-    from fedmezo.studies.rank import Asked, rank_rows
+    from fedmezo.studies.rank import RankOptions, rank_rows
 
     asked = probe_settings(settings, matrix="ggn", directions=32, lanczos=16, after=0, spread=0.01)
     method = "forward" if asked["matrix"] == "forward" else "backprop"
-    wanted = Asked(
+    wanted = RankOptions(
         method, directions=asked["directions"], steps=asked["lanczos"], after=asked["after"], spread=asked["spread"]
     )
     rows = [row for row in rank_rows(config_of(settings, seed), wanted) if row.method == asked["matrix"]]
@@ -52,10 +52,10 @@ def curvature(settings: Settings, seed: int) -> Found:
 
 def _measured(settings: Settings, seed: int) -> dict[str, Any]:
     from fedmezo.studies.heterogeneity import measure_heterogeneity
-    from fedmezo.studies.sampling import Asked
+    from fedmezo.studies.sampling import SamplingOptions
 
     asked = probe_settings(settings, directions=16, batches=2, points=2, resamples=200)
-    return measure_heterogeneity(config_of(settings, seed), asked=Asked(**asked)).as_dict()
+    return measure_heterogeneity(config_of(settings, seed), asked=SamplingOptions(**asked)).as_dict()
 
 
 def heterogeneity(settings: Settings, seed: int) -> Found:
@@ -82,12 +82,12 @@ def constants(settings: Settings, seed: int) -> Found:
     Settings: probe.directions, probe.batches, probe.points, probe.resamples.
     """
     from fedmezo.studies.constants import measure_constants
-    from fedmezo.studies.sampling import Asked
+    from fedmezo.studies.sampling import SamplingOptions
     from fedmezo.theory.caps import b1_caps, b2_caps, paper_caps
 
     asked = probe_settings(settings, directions=16, batches=2, points=2, resamples=200)
     config = config_of(settings, seed)
-    found = measure_constants(config, asked=Asked(**asked)).constants
+    found = measure_constants(config, asked=SamplingOptions(**asked)).constants
     clients, steps = config.federation.clients, config.federation.local_steps
     return [], asdict(found) | {
         "cap_paper": paper_caps(found, clients=clients, steps=steps).rate,
@@ -106,13 +106,13 @@ def memory(settings: Settings, seed: int) -> Found:
     Settings: probe.mode (as in `fedmezo bench memory`), probe.shape or probe.model, probe.dtype, probe.tokens,
     probe.device. The seed only says which repetition it is.
     """
-    from fedmezo.studies.bench.asked import Asked
     from fedmezo.studies.bench.memory import probe
+    from fedmezo.studies.bench.options import BenchOptions
 
     asked = probe_settings(
         settings, mode="forward", shape=None, model="smollm2-135m", dtype="float32", tokens=256, device="cpu", rank=8
     )
-    wanted = Asked(
+    wanted = BenchOptions(
         kinds=("memory",), model=asked["model"], shape=asked["shape"], device=asked["device"], rank=asked["rank"]
     )
     found = probe(asked["mode"], wanted, dtype=asked["dtype"], tokens=asked["tokens"])

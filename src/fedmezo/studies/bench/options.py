@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from fedmezo.errors import ConfigError
 from fedmezo.zo.noise import Law
 
-__all__ = ["KINDS", "Asked", "Kind", "Trained", "read_list"]
+__all__ = ["KINDS", "BenchOptions", "Kind", "Trained", "read_list"]
 
 Kind = Literal["noise", "step", "simulate", "replay", "memory"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -18,7 +18,7 @@ SHAPED: tuple[Kind, ...] = ("step", "memory")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class BenchOptions:
     """What to measure and on what.
 
     Attributes:
@@ -76,7 +76,7 @@ class Asked:
         """Returns the token counts asked for, else the usual ones."""
         return self.tokens or usual
 
-    def only(self, kind: Kind) -> Asked:
+    def only(self, kind: Kind) -> BenchOptions:
         """Returns the same for one benchmark."""
         return replace(self, kinds=(kind,))
 
