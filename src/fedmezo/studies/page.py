@@ -264,7 +264,7 @@ details>*+*{margin-top:10px}
 .js-plotly-plot .gridlayer path,.js-plotly-plot .zl{stroke:var(--line)!important}
 .hoverlayer .hovertext path,.hoverlayer rect.bg{fill:var(--card)!important;stroke:var(--line)!important}
 @media(max-width:560px){main{padding:18px 12px 40px}.cards{grid-template-columns:1fr 1fr;gap:8px}.card{padding:10px}
-.value{font-size:1.05rem}figure{padding:10px 6px}figcaption{padding:0 6px}th,td{padding:5px 8px}}
+.value{font-size:1.05rem}figure{padding:10px 6px}figcaption,figure .note{padding:0 6px}th,td{padding:5px 8px}}
 """
 
 SCRIPT = """

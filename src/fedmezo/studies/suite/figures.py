@@ -20,6 +20,7 @@ from fedmezo.studies.suite.study import Figure
 __all__ = ["charts_of"]
 
 _BAND = "Line: mean over the seeds; band: 95 % interval of the mean."
+_WHISKERS = "Mark: mean over the seeds; whiskers: 95 % interval of the mean."
 _NAMES = {"": "all"}
 
 
@@ -91,8 +92,9 @@ class _Panel:
         if not traces:
             return
         key = tuple(self.colours.items()) if len(self.groups) > 1 else ()
+        note = _BAND if numbers else _WHISKERS
         title = f"{self.title}: {unit_of(self.figure.measure)[0].lower()}{unit_of(self.figure.measure)[1:]}"
-        yield Chart(_slug(self.id), title, traces, self._layout(levels, numbers=numbers), key, _BAND)
+        yield Chart(_slug(self.id), title, traces, self._layout(levels, numbers=numbers), key, note)
 
     def _layout(self, levels: Sequence[str], *, numbers: bool) -> dict[str, object]:
         layout = house_layout(self.figure.x, y={"type": "log"} if "y" in self.figure.log else {}, height=340)

@@ -28,7 +28,8 @@ scroll-margin-top:12px}.claim p{max-width:85ch}.claim .badge{margin-right:.6em}.
 .figures:has(>:only-child){grid-template-columns:1fr}
 @media(max-width:760px){.fold,.fold tbody,.fold tr,.fold td{display:block}.fold thead{display:none}
 .fold tr{padding:8px 0;border-bottom:1px solid var(--line)}.fold tr:last-child{border-bottom:0}
-.fold td{border-bottom:0;padding:2px 12px}.fold .e{min-width:0}}
+.fold td{border-bottom:0;padding:2px 12px}.fold .e{min-width:0}
+.fold .s{font-size:.82rem}.fold .s::after{content:" scale"}}
 """
 _CLASSES = {"holds": "holds", "holds in part": "part", "does not hold": "not", "not testable at this scale": "open"}
 
@@ -89,7 +90,9 @@ def study_body(
 def _claims(study: Study, scales: Sequence[At]) -> str:
     blocks = []
     for place, claim in enumerate(study.claims):
-        verdicts = [at.verdicts[place] for at in reversed(scales)]
+        asked = [at.verdicts[place] for at in reversed(scales)]
+        # A scale that does not run a claim's cells has nothing to say of it, unless none does.
+        verdicts = [verdict for verdict in asked if verdict.tests] or asked[:1]
         found = "".join(_verdict(verdict) for verdict in verdicts) or "<p class=note>No record yet.</p>"
         blocks.append(
             f"<div class=claim id='{safe(claim.id)}'><h3>{safe(claim.where)}</h3><p>{safe(claim.text)}</p>{found}"

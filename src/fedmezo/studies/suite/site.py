@@ -124,11 +124,12 @@ def _contradicted(studies: Mapping[str, Study], found: Mapping[str, Sequence[At]
                 rows.append(
                     f"<tr><td class=w><a href='{safe(name)}.html#{safe(claim.id)}'>{safe(claim.where)}</a></td>"
                     f"<td>{safe(claim.text)}</td><td>{badge(verdict.word)}</td>"
-                    f"<td class=e>{safe(effect_text(verdict.effect))}<small> {safe(claim.meaning)}</small></td></tr>"
+                    f"<td class=e>{safe(effect_text(verdict.effect))}<small> {safe(claim.meaning)}</small></td>"
+                    f"<td class='w s'>{safe(verdict.scale)}</td></tr>"
                 )
     if not rows:
         return ""
-    heads = ("Where", "The claim", "Our verdict", "Effect, 95 % interval")
+    heads = ("Where", "The claim", "Our verdict", "Effect, 95 % interval", "Scale")
     return f"<section><h2>What the runs do not bear out</h2>{fold(heads, rows)}</section>"
 
 
@@ -152,14 +153,14 @@ def _claims_of(study: Study, scales: Sequence[At]) -> Html:
     rows = []
     for place, claim in enumerate(study.claims):
         verdict = best(scales, place)
-        others = [at.verdicts[place] for at in scales if at.verdicts[place] is not verdict]
+        others = [at.verdicts[place] for at in scales if at.verdicts[place] is not verdict and at.verdicts[place].tests]
         also = "".join(f"<small> {safe(other.scale)}: {safe(other.word)}</small>" for other in others)
         said = f". {verdict.reason}" if verdict.reason else ""
         rows.append(
             f"<tr><td class=w><a href='{safe(study.name)}.html#{safe(claim.id)}'>{safe(claim.where)}</a></td>"
             f"<td>{safe(claim.text)}</td><td>{badge(verdict.word)}{also}</td>"
             f"<td class=e>{safe(effect_text(verdict.effect))}<small> {safe(claim.meaning)}{safe(said)}</small></td>"
-            f"<td class=w>{safe(verdict.scale)}</td></tr>"
+            f"<td class='w s'>{safe(verdict.scale)}</td></tr>"
         )
     heads = ("Where", "What the paper claims", "Our verdict", "Effect, 95 % interval", "Scale")
     return Html(f"<section><h2>{link}</h2><p class=note>{safe(study.question)}</p>{fold(heads, rows)}</section>")
