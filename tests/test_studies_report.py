@@ -109,8 +109,9 @@ def a_journal(*, clients=3, rounds=20, cohort=None, broken=(), every=5, config=C
         if accuracy:
             score |= {"accuracy": 0.3 + 0.5 * (1 - math.exp(-(at + 1) / 60))}
             score |= {
-                f"category/{name}/accuracy": 0.2 + 0.1 * n + 0.002 * at
+                f"category/{name}/{kind}": value
                 for n, name in enumerate(("sorting", "arithmetic", "translation"))
+                for kind, value in (("accuracy", 0.2 + 0.1 * n + 0.002 * at), ("examples", 66.0 + n))
             }
         evaluations.append((at, "test", score))
     return FakeJournal(config, rounds=done, evaluations=evaluations)
@@ -194,6 +195,11 @@ def test_report_has_every_section(page):
     ids = {attrs.get("id") for _, attrs in page.tags}
     named = {"evaluation-loss", "evaluation-accuracy", "training-loss", "slopes", "rate", "traffic", "split"}
     assert named == set(page.figures) and named <= ids
+
+
+def test_a_category_says_how_many_examples_it_has_once(page):
+    _, _, told = page.text.partition("Evaluation by category")
+    assert told.partition("Events")[0].count("Examples") == 1 and "67" in told
 
 
 def test_report_states_the_key_figures(page):

@@ -158,14 +158,16 @@ def categories(facts: Facts) -> str:
     parts = []
     for split in facts.splits:
         start, end = (_by_category(metrics) for metrics in facts.ends(split))
-        kinds = list(dict.fromkeys(kind for found in (*start.values(), *end.values()) for kind in found))
+        both = {name: {**start.get(name, {}), **end.get(name, {})} for name in sorted({*start, *end})}
+        kinds = list(dict.fromkeys(kind for known in both.values() for kind in known if kind != "examples"))
         heads = [text for kind in kinds for text in (f"{_head(kind)} at the start", "At the end", "Change")]
         rows = [
-            [name, *(cell for kind in kinds for cell in _moved(kind, start.get(name, {}), end.get(name, {})))]
-            for name in sorted({*start, *end})
+            [name, _value("examples", known.get("examples"))]
+            + [cell for kind in kinds for cell in _moved(kind, start.get(name, {}), end.get(name, {}))]
+            for name, known in both.items()
         ]
         if rows:
-            parts.append(f"<h3>{safe(split)}</h3>" + table(["Category", *heads], rows))
+            parts.append(f"<h3>{safe(split)}</h3>" + table(["Category", "Examples", *heads], rows))
     return "<h2>Evaluation by category</h2>" + "".join(parts) if parts else ""
 
 
