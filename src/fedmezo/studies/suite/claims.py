@@ -37,6 +37,11 @@ class Verdict:
     tests: tuple[Test, ...]
     reason: str = ""
 
+    @property
+    def tested(self) -> bool:
+        """Whether any of its tests has a value."""
+        return any(test.effect.seeds for test in self.tests)
+
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as plain values."""
         return asdict(self) | {"claim": self.claim.model_dump()}

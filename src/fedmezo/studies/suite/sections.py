@@ -92,7 +92,7 @@ def _claims(study: Study, scales: Sequence[At]) -> str:
     for place, claim in enumerate(study.claims):
         asked = [at.verdicts[place] for at in reversed(scales)]
         # A scale that does not run a claim's cells has nothing to say of it, unless none does.
-        verdicts = [verdict for verdict in asked if verdict.tests] or asked[:1]
+        verdicts = [verdict for verdict in asked if verdict.tested] or asked[:1]
         found = "".join(_verdict(verdict) for verdict in verdicts) or "<p class=note>No record yet.</p>"
         blocks.append(
             f"<div class=claim id='{safe(claim.id)}'><h3>{safe(claim.where)}</h3><p>{safe(claim.text)}</p>{found}"

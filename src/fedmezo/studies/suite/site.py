@@ -153,8 +153,9 @@ def _claims_of(study: Study, scales: Sequence[At]) -> Html:
     rows = []
     for place, claim in enumerate(study.claims):
         verdict = best(scales, place)
-        others = [at.verdicts[place] for at in scales if at.verdicts[place] is not verdict and at.verdicts[place].tests]
-        also = "".join(f"<small> {safe(other.scale)}: {safe(other.word)}</small>" for other in others)
+        others = [at.verdicts[place] for at in scales]
+        told = [other for other in others if other is not verdict and other.tested]
+        also = "".join(f"<small> {safe(other.scale)}: {safe(other.word)}</small>" for other in told)
         said = f". {verdict.reason}" if verdict.reason else ""
         rows.append(
             f"<tr><td class=w><a href='{safe(study.name)}.html#{safe(claim.id)}'>{safe(claim.where)}</a></td>"
