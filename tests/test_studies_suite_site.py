@@ -16,6 +16,7 @@ from fedmezo.studies.suite.kinds import KINDS
 from fedmezo.studies.suite.measures import measure
 from fedmezo.studies.suite.records import Record
 from fedmezo.studies.suite.rules import RULES
+from fedmezo.studies.suite.site import best, scales_of
 from fedmezo.studies.suite.statistics import Effect, summed_up
 from fedmezo.studies.suite.words import protocol_of
 
@@ -163,6 +164,26 @@ class TestSite:
         lines = {row[0]: row for row in zip(*[iter(cells)] * 4, strict=True)}
         assert len(lines) == 16
         assert all(3.5 < float(row[1].split()[0]) < 24 and row[3].endswith(" GB") for row in lines.values())
+
+    def test_a_scale_without_a_claims_cells_does_not_speak_for_it(self, folder, tmp_path):
+        (folder / "small.toml").write_text(
+            SMALL.replace("only = { clients = [1, 2] }\nseeds", "run = false\nseeds")
+            + """
+[grids.more]
+kind = "quadratic"
+[grids.more.factors]
+clients = { key = "probe.clients", values = [1] }
+"""
+        )
+        studies, store = load_studies(folder), Store(tmp_path / "records")
+        run_study(studies["small"], "tiny", store=store)
+        run_study(studies["small"], "small", store=store)
+        scales = scales_of(studies["small"], store)
+        assert [at.scale for at in scales] == ["tiny", "small"] and not scales[1].verdicts[0].tested
+        assert best(scales, 0) is scales[0].verdicts[0]
+        write_site(studies, store=store, out=tmp_path / "site")
+        page = (tmp_path / "site" / "small.html").read_text()
+        assert "There is no record of these cells" not in page
 
     def test_verdicts_are_written_as_json(self, site):
         told = json.loads((site / "verdicts.json").read_text())

@@ -134,7 +134,7 @@ def _contradicted(studies: Mapping[str, Study], found: Mapping[str, Sequence[At]
 
 
 def best(scales: Sequence[At], place: int) -> Verdict:
-    """Returns the verdict of the largest scale at which a claim could be tested, else of the largest there is.
+    """Returns the verdict of the largest scale at which a claim could be tested, else of the largest that has a value.
 
     Args:
       scales: of a study, the smallest first; at least one.
@@ -142,7 +142,8 @@ def best(scales: Sequence[At], place: int) -> Verdict:
     """
     listed = [at.verdicts[place] for at in scales]
     tested = [verdict for verdict in listed if verdict.word != "not testable at this scale"]
-    return (tested or listed)[-1]
+    known = [verdict for verdict in listed if verdict.tested]
+    return (tested or known or listed)[-1]
 
 
 def _claims_of(study: Study, scales: Sequence[At]) -> Html:
