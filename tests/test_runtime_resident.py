@@ -58,7 +58,7 @@ from fedmezo.errors import DataError
 from fedmezo.flower_worker import main
 
 @dataclasses.dataclass
-class Asked:
+class ClientOptions:
     client: int
     state: object = None
     settings: tuple = ()
@@ -83,7 +83,8 @@ def build_resident(asked, *, say):
         raise ZeroDivisionError("by zero")
     return Resident(asked, say)
 
-sys.modules["fedmezo.studies.resident"] = types.SimpleNamespace(Asked=Asked, build_resident=build_resident)
+stand_in = types.SimpleNamespace(ClientOptions=ClientOptions, build_resident=build_resident)
+sys.modules["fedmezo.studies.resident"] = stand_in
 sys.exit(main())
 """
 
@@ -411,7 +412,7 @@ def test_the_worker_builds_what_it_is_ordered(path, tmp_path):
     order = {"client": 3, "state": str(tmp_path), "settings": ["data.path=x"], "own": True, "threads": 2}
     with closing(keeper_of(WORKER, path, log=log, **order)) as keeper:
         keeper.start()
-        told = f"Asked(client=3, state={tmp_path!r}, settings=('data.path=x',), own=True, threads=2)"
+        told = f"ClientOptions(client=3, state={tmp_path!r}, settings=('data.path=x',), own=True, threads=2)"
         assert ask(path, b"!") == told.encode() + b"!"
         assert log.read_text() == "a library prints this\nfedmezo: a sentence\n"  # at once, not at the end
 
@@ -419,7 +420,7 @@ def test_the_worker_builds_what_it_is_ordered(path, tmp_path):
 def test_an_order_may_leave_out_what_has_a_default(path):
     with closing(keeper_of(WORKER, path, client=3)) as keeper:
         keeper.start()
-        assert ask(path, b"") == b"Asked(client=3, state=None, settings=(), own=False, threads=None)"
+        assert ask(path, b"") == b"ClientOptions(client=3, state=None, settings=(), own=False, threads=None)"
 
 
 @pytest.mark.parametrize(
