@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedmezo.studies.suite.measures import measure
 from fedmezo.studies.suite.records import Record
-from fedmezo.studies.suite.statistics import Effect, effect_of, line_of
+from fedmezo.studies.suite.statistics import Effect, effect_of, foretold, line_of
 from fedmezo.studies.suite.study import Slope
 
 __all__ = ["Row", "rows_of"]
@@ -23,7 +22,6 @@ class Row:
     Attributes:
       label: which levels it is about.
       slope: bytes per parameter.
-      fixed: what no parameter has a part in, MB.
       missed: memory foretold at the largest model, by the line through the smaller ones, over that measured, less one.
       ahead: model -> memory by the line through all of them, MB.
       sizes: how many models the line goes through.
@@ -31,7 +29,6 @@ class Row:
 
     label: str
     slope: Effect
-    fixed: Effect
     missed: Effect
     ahead: dict[str, Effect]
     sizes: int
@@ -54,27 +51,13 @@ def rows_of(slope: Slope, records: Sequence[Record], *, scale: str) -> Iterator[
             point = parameters, measure(record, slope.measure)
             groups.setdefault(label, {}).setdefault(record.seed, []).append(point)
     for label, by_seed in groups.items():
-        fitted = [_Fit(sorted(points)) for points in by_seed.values() if len({x for x, _ in points}) > 1]
-        if fitted:
+        seeds = [points for points in by_seed.values() if len({x for x, _ in points}) > 1]
+        if seeds:
+            lines = [line_of([x for x, _ in points], [y for _, y in points]) for points in seeds]
             yield Row(
                 label,
-                effect_of([fit.slope * _MB for fit in fitted]),
-                effect_of([fit.fixed for fit in fitted]),
-                effect_of([fit.missed for fit in fitted]),
-                {name: effect_of([fit.at(x * _MB) for fit in fitted]) for name, x in slope.ahead.items()},
-                max(len(points) for points in by_seed.values()),
+                effect_of([each * _MB for _, each in lines]),
+                effect_of([foretold(points) - 1 for points in seeds]),
+                {name: effect_of([fixed + each * x * _MB for fixed, each in lines]) for name, x in slope.ahead.items()},
+                max(map(len, seeds)),
             )
-
-
-class _Fit:
-    """The line of one seed: MB over parameters."""
-
-    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
-        self.fixed, self.slope = line_of([x for x, _ in points], [y for _, y in points])
-        (x, y), smaller = points[-1], points[:-1]
-        fixed, slope = line_of([x for x, _ in smaller], [y for _, y in smaller])
-        self.missed = (fixed + slope * x) / y - 1 if math.isfinite(slope) else math.nan
-
-    def at(self, parameters: float) -> float:
-        """Returns the memory that the line foretells, MB."""
-        return self.fixed + self.slope * parameters

@@ -43,7 +43,7 @@ from fedmezo.studies.suite.statistics import (
     Effect,
     alike,
     effect_of,
-    line_of,
+    foretold,
     lower,
     no_worse,
     ranked,
@@ -274,9 +274,7 @@ def _best(case: _Case) -> Iterator[Test]:
 def _foretold(case: _Case) -> Iterator[Test]:
     values = {}
     for seed, listed in case.seeds().items():
-        points = sorted((measure(r, case.given["x"]), measure(r, case.claim.measure)) for r in listed)
-        intercept, slope = line_of([x for x, _ in points[:-1]], [y for _, y in points[:-1]])
-        values[seed] = (intercept + slope * points[-1][0]) / points[-1][1]
+        values[seed] = foretold([(measure(r, case.given["x"]), measure(r, case.claim.measure)) for r in listed])
     yield case.ranged(values)
 
 

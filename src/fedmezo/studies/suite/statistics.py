@@ -15,8 +15,8 @@ from fedmezo.studies.compare.verdicts import paired_interval
 from fedmezo.studies.moments import spearman
 
 __all__ = [
-    "Answer", "Effect", "Word", "alike", "effect_of", "line_of", "lower", "no_worse", "ranked", "slope_of", "summed_up",
-    "trend", "within",
+    "Answer", "Effect", "Word", "alike", "effect_of", "foretold", "line_of", "lower", "no_worse", "ranked", "slope_of",
+    "summed_up", "trend", "within",
 ]  # fmt: skip
 
 Answer = Literal["yes", "no", "open"]
@@ -104,6 +104,13 @@ def line_of(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
         return math.nan, math.nan
     slope, intercept = linear_regression(x, y)
     return intercept, slope
+
+
+def foretold(points: Sequence[tuple[float, float]]) -> float:
+    """Returns y at the largest x, by the straight line through all other points, over the y that is there; or nan."""
+    *smaller, (x, y) = sorted(points)
+    intercept, slope = line_of([a for a, _ in smaller], [b for _, b in smaller])
+    return (intercept + slope * x) / y
 
 
 def slope_of(x: Sequence[float], y: Sequence[float]) -> float:
