@@ -315,15 +315,14 @@ def verdicts() -> str:
     """Returns the claims of the studies with their verdicts, from the raw records."""
     from fedmezo.studies.suite import Store, load_studies
     from fedmezo.studies.suite.claims import effect_text
-    from fedmezo.studies.suite.site import best, scales_of
+    from fedmezo.studies.suite.site import beside, best, scales_of
 
     rows = ["| study | where | claim | scale | verdict | effect, 95 % interval |", "|---|---|---|---|---|---|"]
     for name, study in load_studies(ROOT / "studies").items():
         scales = scales_of(study, Store(ROOT / "studies" / "records"))
         for place, claim in enumerate(study.claims):
             found = best(scales, place)
-            others = [at.verdicts[place] for at in scales]
-            told = [other for other in others if other is not found and other.tested]
+            told = beside(scales, place)
             also = "".join(f"; {other.scale}: {other.word.removesuffix(' at this scale')}" for other in told)
             meaning = f"{effect_text(found.effect)} {claim.meaning}".replace("|", "\\|")
             rows.append(f"| {name} | {claim.where} | {claim.text} | {found.scale} | {found.word}{also} | {meaning} |")

@@ -19,7 +19,7 @@ from fedmezo.studies.suite.records import Store
 from fedmezo.studies.suite.sections import STYLE, At, badge, fold, study_body
 from fedmezo.studies.suite.study import SCALES, Study
 
-__all__ = ["best", "scales_of", "write_site"]
+__all__ = ["beside", "best", "scales_of", "write_site"]
 
 _SCRIPT = "plotly.js"
 _LEAD = (
@@ -146,6 +146,17 @@ def best(scales: Sequence[At], place: int) -> Verdict:
     return (tested or known or listed)[-1]
 
 
+def beside(scales: Sequence[At], place: int) -> list[Verdict]:
+    """Returns the verdicts on a claim at the other scales that have a value, the smallest first.
+
+    Args:
+      scales: of a study, the smallest first; at least one.
+      place: of the claim in the study's list.
+    """
+    chosen = best(scales, place)
+    return [at.verdicts[place] for at in scales if at.verdicts[place] is not chosen and at.verdicts[place].tested]
+
+
 def _claims_of(study: Study, scales: Sequence[At]) -> Html:
     """Returns a study's claims, each a card that is a row on a wide screen."""
     link = f"<a href='{safe(study.name)}.html'>{safe(study.title)}</a>"
@@ -154,9 +165,7 @@ def _claims_of(study: Study, scales: Sequence[At]) -> Html:
     rows = []
     for place, claim in enumerate(study.claims):
         verdict = best(scales, place)
-        others = [at.verdicts[place] for at in scales]
-        told = [other for other in others if other is not verdict and other.tested]
-        also = "".join(f"<small> {safe(other.scale)}: {safe(other.word)}</small>" for other in told)
+        also = "".join(f"<small> {safe(it.scale)}: {safe(it.word)}</small>" for it in beside(scales, place))
         said = f". {verdict.reason}" if verdict.reason else ""
         rows.append(
             f"<tr><td class=w><a href='{safe(study.name)}.html#{safe(claim.id)}'>{safe(claim.where)}</a></td>"
