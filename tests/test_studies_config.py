@@ -183,8 +183,10 @@ def test_overrides_are_toml_values_or_plain_text():
             "output.export=false",
             "data.columns.instruction=question",
             "federation.cohort=all",
+            "data.template = {instruction} Answer: ",
         ],
     )
+    assert config.data.template == "{instruction} Answer: "
     assert config.model.name == "some/model=x"
     assert config.output.export is False
     assert config.data.columns == {"instruction": "question"}

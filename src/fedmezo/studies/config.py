@@ -268,7 +268,7 @@ def _lay_over_(given: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"--set {override}: {part} is a value, not a table of keys.")
     table.pop(_RIVALS.get((parts[0], parts[-1]), ""), None)
-    table[parts[-1]] = _value(text.strip())
+    table[parts[-1]] = _value(text.lstrip())  # a template may end in a space
 
 
 def _value(text: str) -> Any:
