@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from fedmezo.errors import ConfigError
 from fedmezo.studies.suite.cells import Cell
+from fedmezo.studies.suite.kind_gradient import follow, squared_length
 from fedmezo.studies.suite.kind_quadratic import descend, estimate
 from fedmezo.studies.suite.kind_run import config_of, tune
 from fedmezo.studies.suite.kind_storage import store
@@ -88,6 +90,30 @@ class TestStorage:
 
     def test_without_a_rate_to_speak_of_nothing_moves(self):
         assert self.found("sgd", "float16", rate=1e-30)["moved"] == 0
+
+
+class TestGradient:
+    def test_the_squared_length_is_of_the_mean_without_the_noise(self):
+        torch.manual_seed(0)
+        mean = torch.tensor([3.0, 4.0, 0.0, 0.0])
+        found = [squared_length([mean + 5 * torch.randn(4) for _ in range(8)]) for _ in range(4000)]
+        assert np.mean(found) == pytest.approx(25, abs=1.5)  # the mean's own square would be 37.5
+
+    def test_a_run_is_followed_at_its_gradient(self):
+        points, values = follow(settings(probe={"examples": 8, "points": 2}), 0)
+        assert [point["rounds"] for point in points] == [0, 1, 2]
+        assert values["measured"] == pytest.approx(np.mean([point["gradient2"] for point in points[:2]]))
+        assert values["measured"] > 0 and values["rate"] == 1e-4
+
+    def test_a_gain_makes_the_rate_that_the_corollaries_recommend(self):
+        _, values = follow(settings(probe={"examples": 4, "points": 1, "gain": 1e-3}), 0)
+        assert values["rate"] == pytest.approx(1e-3 * math.sqrt(2 / (2 * 2)))
+
+    def test_bounds_are_told_with_constants_measured_at_the_start(self):
+        given = settings(federation={"local_steps": 1}, probe={"examples": 8, "points": 2, "bounds": True})
+        _, values = follow(given, 0)
+        assert values["over_b2"] == pytest.approx(values["measured"] / values["bound_b2"])
+        assert values["broken_b2"] == 0 and values["smoothness"] > 0
 
 
 class TestQuadratic:

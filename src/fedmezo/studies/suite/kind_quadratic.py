@@ -14,7 +14,7 @@ from fedmezo.theory.constants import Setting, gamma
 from fedmezo.theory.corrected import b1, b2, b2_floor
 from fedmezo.theory.printed import corollary_3_2, corollary_3_5
 
-__all__ = ["descend", "estimate"]
+__all__ = ["bounds_of", "descend", "estimate"]
 
 
 def descend(settings: Settings, seed: int) -> Found:
@@ -45,7 +45,7 @@ def descend(settings: Settings, seed: int) -> Found:
     values: dict[str, Any] = {"rate": rate, "measured": measured, "least": min(squares), "end_gap": gaps[-1]}
     values |= {f"cap_{name}": cap for name, cap in caps.items()}
     values |= {"dim": asked["dim"], "ratio_least": min(squares) / squares[0], "drop": gaps[0] - gaps[-1]}
-    return _thinned(points), values | _bounds(known, setting, gap=gaps[0], measured=measured, least=min(squares))
+    return _thinned(points), values | bounds_of(known, setting, gap=gaps[0], measured=measured, least=min(squares))
 
 
 def _best(problem: Quadratic, start: Array, *, clients: int, taken: int, cap: float) -> float:
@@ -55,7 +55,7 @@ def _best(problem: Quadratic, start: Array, *, clients: int, taken: int, cap: fl
     return min(cap, math.sqrt(2 * gap / (taken * floor))) if floor else cap
 
 
-def _bounds(known: Any, setting: Setting, *, gap: float, measured: float, least: float) -> dict[str, Any]:
+def bounds_of(known: Any, setting: Setting, *, gap: float, measured: float, least: float) -> dict[str, Any]:
     """Returns the bounds, and what was measured over each: above 1 the bound is broken, below 0 it is impossible."""
     corollary = corollary_3_2 if known.identical else corollary_3_5
     found = {"b1": b1(known, setting, gap=gap), "printed": corollary(known, setting, gap=gap)}

@@ -30,6 +30,7 @@ KINDS: Mapping[str, str] = {
     "constants": "kind_probe:constants",
     "memory": "kind_probe:memory",
     "quadratic": "kind_quadratic:descend",
+    "gradient": "kind_gradient:follow",
     "estimator": "kind_quadratic:estimate",
 }
 
