@@ -1,6 +1,8 @@
 """What the cells of the studies do, each on the built-in model in a second or two."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from fedmezo.studies.suite.measures import measure
 from fedmezo.studies.suite.quadratics import course, plant
 from fedmezo.theory.constants import Setting
 
+DOCS = Path(__file__).parents[1] / "docs" / "studies" / "README.md"
 LINEARS = ["q_proj", "v_proj"]
 
 
@@ -74,6 +77,12 @@ class TestRun:
         from fedmezo.studies.suite.kinds import _kind
 
         assert callable(_kind(name))
+
+    @pytest.mark.parametrize("name", sorted(set(KINDS) - {"run"}))
+    def test_the_documentation_names_the_settings_of_every_kind(self, name):
+        told = perform(cell(name, settings(probe={"odd": 1}))).error.partition("this kind knows ")[2].rstrip(".")
+        row = re.search(rf"^\| `{name}` \|.*\|(.*)\|$", DOCS.read_text(encoding="utf-8"), re.M)
+        assert re.findall(r"`(\w+)`", row[1]) == told.split(", ")
 
 
 class TestStorage:
