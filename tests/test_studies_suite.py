@@ -2,6 +2,10 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +70,24 @@ measure = "end"
 """
 
 
+# Two seeds: two short cells, then two that would take hours.
+LONG = """
+order = 1
+title = "Long"
+question = "How long?"
+seeds = 2
+[grids.short]
+kind = "quadratic"
+set = { probe.rounds = 2 }
+factors.rounds = { few = {} }
+[grids.long]
+kind = "quadratic"
+set = { probe.rounds = 1000000000 }
+factors.rounds = { many = {} }
+[scales.tiny]
+"""
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     path = tmp_path / "studies" / "small.toml"
@@ -86,6 +108,25 @@ def record(seed=0, loss=(2.0, 1.0), *, error="", values=None, **levels) -> Recor
 def claim(rule="lower", measure="end", **given) -> Claim:
     more = {name: given.pop(name) for name in ("by", "only", "fewest") if name in given}
     return Claim(id="c", where="", text="", rule=rule, grid="main", measure=measure, given=given, **more)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not merely unburied."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def until(done, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 class TestCells:
@@ -442,6 +483,24 @@ class TestRuns:
         alone = run_study(study, "tiny", store=Store(tmp_path / "a"), seeds=1)
         both = run_study(study, "tiny", store=Store(tmp_path / "b"), seeds=1, workers=2)
         assert [(one.key, one.points) for one in alone] == [(one.key, one.points) for one in both]
+
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+    def test_a_command_that_is_stopped_leaves_no_process(self, tmp_path, number, code):
+        (tmp_path / "long.toml").write_text(LONG)
+        places = ["--studies", str(tmp_path), "--records", str(tmp_path / "records")]
+        command = [sys.executable, "-m", "fedmezo", "study", "run", "long", "--workers", "2", *places]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            said = [process.stderr.readline() for _ in range(3)]  # planned, and two short cells that are done
+            assert "(2 left)" in said[-1]
+            workers = children(process.pid)
+            assert len(workers) >= 2
+            process.send_signal(number)
+            told = process.stderr.read()
+        assert process.returncode == code
+        assert code < 0 or told.splitlines()[-1].endswith("Go on with the same command.")
+        until(lambda: not any(map(alive, workers)))
+        assert len((tmp_path / "records" / "tiny" / "long.jsonl").read_text().splitlines()) == 2
 
 
 class TestVerdicts:

@@ -1,21 +1,18 @@
 """What the verbs for runs over a network have in common: options, certificates, a way to stop."""
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmezo.channels import emit
-from fedmezo.errors import ConfigError, StoppedError
+from fedmezo.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedmezo.runtime.flower.programs import Address, Tls
 
-__all__ = ["Certs", "Dry", "Insecure", "Server", "print_lines", "stoppable", "tls_of"]
+__all__ = ["Certs", "Dry", "Insecure", "Server", "print_lines", "tls_of"]
 
 Certs = Annotated[Path | None, typer.Option("--certs", metavar="DIR", help="Files that `fedmezo certs init` made.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Do without certificates, so without encryption.")]
@@ -55,23 +52,3 @@ def print_lines(lines: Sequence[str], *, as_json: bool) -> None:
         emit({"commands": list(lines)})
     else:
         typer.echo("\n".join(lines))
-
-
-@contextmanager
-def stoppable(told: str) -> Iterator[None]:
-    """Lends a scope that Ctrl-C and SIGTERM end with a sentence; what cleans up in it is not interrupted again."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        for name in wanted:
-            signal.signal(name, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, interrupt) for name in wanted}
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise StoppedError(told) from None
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmezo.channels import aside, saying
-from fedmezo.cli_across import Certs, Dry, Insecure, Server, print_lines, stoppable, tls_of
-from fedmezo.cli_config import Quiet, Settings
+from fedmezo.cli_across import Certs, Dry, Insecure, Server, print_lines, tls_of
+from fedmezo.cli_config import Quiet, Settings, stoppable
 from fedmezo.errors import ConfigError
 
 if TYPE_CHECKING:

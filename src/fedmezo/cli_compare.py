@@ -1,20 +1,15 @@
 """The verb `compare`."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedmezo.channels import aside, emit
-from fedmezo.cli_config import Json, Quiet, Settings, draw
-from fedmezo.errors import StoppedError
+from fedmezo.cli_config import Json, Quiet, Settings, draw, stoppable
 
 if TYPE_CHECKING:
-    from fedmezo.studies.compare.screen import CompareScreen
+    pass
 
 __all__ = ["compare"]
 
@@ -58,6 +53,7 @@ def compare(
     Stop it when you like and go on with the same command.
     """
     from fedmezo.studies import compare as study
+    from fedmezo.studies.compare.screen import CompareScreen
 
     arms = study.read_arms(config or [], algorithms=study.parse_list(algorithms or ""), settings=settings or ())
     terms = study.Terms(
@@ -68,28 +64,10 @@ def compare(
         tune_budget=study.parse_budget(tune_budget, option="--tune-budget") if tune_budget else None,
         jobs=jobs,
     )
-    with _watching(quiet=quiet) as watch:
+    told = "Interrupted; no finished round is lost. Go on with the same command."
+    with stoppable(told), aside(), CompareScreen(quiet=quiet) as watch:
         result = study.compare(arms, terms, out=out, watch=watch)
     _show(result, as_json=as_json)
-
-
-@contextmanager
-def _watching(*, quiet: bool) -> Iterator["CompareScreen"]:
-    """Lends a watcher; a stop by the keyboard or by SIGTERM ends the runs, too, and tells how to go on."""
-    from fedmezo.studies.compare.screen import CompareScreen
-
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with aside(), CompareScreen(quiet=quiet) as watch:
-            yield watch
-    except KeyboardInterrupt:
-        raise StoppedError("Interrupted; no finished round is lost. Go on with the same command.") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _show(result: dict[str, Any], *, as_json: bool) -> None:

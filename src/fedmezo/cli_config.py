@@ -2,16 +2,19 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import click
 import typer
 
 from fedmezo.channels import emit
-from fedmezo.errors import ConfigError
+from fedmezo.errors import ConfigError, StoppedError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Folder", "Json", "Out", "Quiet", "Round", "Settings", "Source", "config_app", "draw", "mistake", "read_config",
-    "show",
+    "show", "stoppable",
 ]  # fmt: skip
 
 config_app = typer.Typer(help="Show, describe or begin a configuration.", rich_markup_mode="markdown")
@@ -81,6 +84,26 @@ def draw(table: "RenderableType") -> None:
     from rich.console import Console
 
     Console(highlight=False).print(table, soft_wrap=True)
+
+
+@contextmanager
+def stoppable(told: str) -> Iterator[None]:
+    """Lends a scope that Ctrl-C and SIGTERM end with a sentence; what cleans up in it is not interrupted again."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        for name in wanted:
+            signal.signal(name, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.signal(name, interrupt) for name in wanted}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(told) from None
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 @config_app.callback(invoke_without_command=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmezo.channels import aside, emit
-from fedmezo.cli_across import Certs, Dry, Insecure, Server, print_lines, stoppable, tls_of
-from fedmezo.cli_config import Json, Quiet, Settings, Source, read_config, show
+from fedmezo.cli_across import Certs, Dry, Insecure, Server, print_lines, tls_of
+from fedmezo.cli_config import Json, Quiet, Settings, Source, read_config, show, stoppable
 from fedmezo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:

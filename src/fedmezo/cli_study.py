@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmezo.channels import aside, emit
-from fedmezo.cli_config import Json, Quiet, draw
-from fedmezo.errors import ConfigError, RunError, StoppedError
+from fedmezo.cli_config import Json, Quiet, draw, stoppable
+from fedmezo.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from fedmezo.studies.suite import Study
@@ -85,7 +85,7 @@ def study_run(
     from fedmezo.studies.suite import Store, run_study
 
     wanted = _levels(only or ())
-    try:
+    with stoppable("Interrupted; every finished cell is kept. Go on with the same command."):
         for name, study in _chosen(studies, names).items():
             if scale not in study.scales:
                 typer.echo(f"{name}: not offered at scale {scale}.", err=True)
@@ -95,8 +95,6 @@ def study_run(
                     study, scale, store=Store(records), seeds=seeds, grids=grid or (), only=wanted, workers=workers,
                     watch=_Told(name, quiet=quiet),
                 )  # fmt: skip
-    except KeyboardInterrupt:
-        raise StoppedError("Interrupted; every finished cell is kept. Go on with the same command.") from None
 
 
 def _levels(given: Sequence[str]) -> dict[str, list[str]]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Protocol
 
 from fedmezo.errors import ConfigError, RunError
@@ -93,7 +96,9 @@ def _done(cells: Sequence[Cell], *, workers: int) -> Iterator[tuple[Cell, Record
         yield from ((cell, perform(cell)) for cell in cells)
         return
     context = multiprocessing.get_context("spawn")
-    with _single_threads(), ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare) as pool:
+    word, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(word,))
+    with ours, _single_threads(), pool:
         running: dict[Future[Record], Cell] = {}
         waiting = list(reversed(cells))
         try:
@@ -102,7 +107,8 @@ def _done(cells: Sequence[Cell], *, workers: int) -> Iterator[tuple[Cell, Record
                     cell = waiting.pop()
                     running[pool.submit(perform, cell)] = cell
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
+                    record = future.result()
+                    yield running.pop(future), record
         except BrokenProcessPool:
             labels = "; ".join(cell.label for cell in running.values())
             raise RunError(
@@ -110,7 +116,9 @@ def _done(cells: Sequence[Cell], *, workers: int) -> Iterator[tuple[Cell, Record
                 "fewer --workers if it happens again."
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            if running:
+                ours.close()  # cells that are stopped half-way are not waited for
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -128,10 +136,19 @@ def _single_threads() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _prepare() -> None:
+def _prepare(word: Connection) -> None:
+    """Readies a process for cells; it ends when the one that began it closes its end of `word`, or is no more."""
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave, args=(word,), daemon=True).start()
+
+
+def _leave(word: Connection) -> None:
+    with suppress(EOFError, OSError):
+        word.recv()
+    os._exit(1)
 
 
 def check_one(study: Study, scale: str, *, store: Store, kind: str = "", tolerance: float = 1e-3) -> list[str]:
