@@ -69,6 +69,8 @@ class TestFiles:
             factors = set(study.grids[figure.grid].factors)
             assert {*figure.lines, *figure.panels, *figure.only} <= factors
             assert figure.kind == "curves" or figure.x in factors
+        # A page has one choice of what its curves are drawn against, and shows which one it is at first.
+        assert len({figure.x for figure in study.figures if figure.kind == "curves"}) <= 1
 
     def test_the_tiny_set_fits_two_hours_on_two_cores(self):
         assert sum(study.scales["tiny"].minutes for study in STUDIES.values()) <= 220

@@ -169,10 +169,17 @@ def bar(parts: Sequence[tuple[str, float, str]]) -> Html:
     return Html(f"<span class=bar role=img title='{words}' aria-label='{words}'>{spans}</span>")
 
 
-def switch(axes: Mapping[str, str], *, chosen: str, logs: Collection[str] = ()) -> Html:
-    """Returns the choice of what charts are drawn against: axis -> title; `logs` are those with a log scale."""
+def switch(axes: Mapping[str, str], *, chosen: str, logs: Collection[str] = (), group: str = "axis") -> Html:
+    """Returns the choice of what the charts of its section, or of a page with one choice, are drawn against.
+
+    Args:
+      axes: axis -> title.
+      chosen: the one at first.
+      logs: those with a log scale.
+      group: another one for each choice of a page.
+    """
     marks = [
-        f"<label><input type=radio name=axis value={axis} data-title='{safe(title)}' "
+        f"<label><input type=radio name={group} value={axis} data-title='{safe(title)}' "
         f"data-kind={'log' if axis in logs else 'linear'}{' checked' if axis == chosen else ''}>"
         f"<span>{safe(title)}</span></label>"
         for axis, title in axes.items()
@@ -272,10 +279,12 @@ document.documentElement.classList.add("js");
 const figures = JSON.parse(document.getElementById("figures").textContent);
 for (const [id, figure] of Object.entries(figures))
   Plotly.newPlot(id, figure.data, figure.layout, {responsive: true, displayModeBar: false});
+const alone = document.querySelectorAll(".switch").length === 1;
 for (const input of document.querySelectorAll(".switch input"))
   input.addEventListener("change", () => {
+    const place = alone ? document : input.closest("section");
     for (const [id, figure] of Object.entries(figures)) {
-      if (!figure.data.every((trace) => trace.meta)) continue;
+      if (!place.contains(document.getElementById(id)) || !figure.data.every((trace) => trace.meta)) continue;
       const x = figure.data.map((trace) => trace.meta[input.value]);
       const dtick = input.dataset.kind === "log" ? 1 : null;
       Plotly.update(id, {x}, {"xaxis.title.text": input.dataset.title, "xaxis.type": input.dataset.kind,

@@ -119,7 +119,7 @@ def _figures(at: At, charts: Sequence[Chart], *, study: Study) -> str:
         return ""
     budgets = [chart for chart in charts if all(trace.get("meta") for trace in chart.traces)]
     first = next((figure.x for figure in study.figures if figure.kind == "curves"), "rounds")
-    choice = switch(AXES, chosen=first) if budgets else ""
+    choice = switch(AXES, chosen=first, group=f"axis-{at.scale}") if budgets else ""
     return f"<h2>Figures, {safe(at.scale)} scale</h2>{choice}{figures_html(charts)}"
 
 
