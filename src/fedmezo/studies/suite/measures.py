@@ -34,7 +34,7 @@ UNITS: Mapping[str, str] = {
     "drop": "Fall of the evaluation loss (nats)",
     "surged": "Share of runs that surged",
     "calm": "Share of the rounds before the loss surged",
-    "metric:rouge_l": "Rouge-L",
+    "metric:rouge_l": "Mean Rouge-L",
     "dim": "Trained scalars",
     "update2_first": "Squared length of the first round's update",
     "norm_lora_A": "Length of A",
