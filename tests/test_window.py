@@ -279,6 +279,21 @@ def test_a_mu_in_the_configuration_is_never_changed_nor_measured(data, measured)
     assert measured == []
 
 
+def test_a_mu_that_is_lost_in_bfloat16_is_told_not_changed(data):
+    built = build(small(data, model=BF16, algorithm={"mu": 1e-3}))
+    assert built.config.algorithm.mu == 1e-3
+    assert built.notes == (
+        "mu 0.001 is small for bfloat16: slopes are mostly rounding there, and the run may be lost. Leave algorithm.mu "
+        "out for 0.01 or what suits, or look with fedmezo analyze mu.",
+    )
+    for fine in (
+        {"algorithm": {"mu": 5e-3}},
+        {"algorithm": {"mu": 1e-3}, "adapter": {"kind": "full"}},
+        {"algorithm": {"mu": 1e-3, "name": "fedavg"}},
+    ):
+        assert build(small(data, model=BF16, **fine)).notes == ()
+
+
 def test_only_the_start_of_a_run_measures(data, measured, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(StopError):

@@ -29,7 +29,7 @@ from fedmezo.studies.descent import build_algorithm, resolve
 from fedmezo.studies.origin import origin_of
 from fedmezo.studies.privacy import private_numbers
 from fedmezo.studies.secret import key_for, new_secret
-from fedmezo.studies.window_table import chosen_mu
+from fedmezo.studies.window_table import chosen_mu, lost_in_rounding
 
 __all__ = [
     "Built", "Tuned", "build", "build_downlink", "build_model", "device_of", "load_base", "threads_of", "walkers_of",
@@ -167,7 +167,7 @@ def build(
         fitted = changed(fitted, {"data": {"name": f"{PYTHON}data", "path": None}})
     fitted = private_numbers(fitted, data.sizes)
     tuned = build_model(fitted, base, parts=dict(enumerate(data.parts)))
-    notes += tuned.origin
+    notes += tuned.origin + lost_in_rounding(config)
     if measure and config.privacy.mode == "none" and config.algorithm.mu is None and config.algorithm.name != "fedavg":
         mu, told = chosen_mu(tuned.config, tuned.bench)
         algorithm = tuned.config.algorithm.model_copy(update={"mu": mu})
