@@ -101,8 +101,8 @@ class Screen:
             self.folder = Path(str(info["run_dir"]))
         told = [
             f"{count(info['dim'])} trained numbers" if info.get("dim") else "",
-            f"{info['clients']} clients" if info.get("clients") else "",
-            f"{info['rounds']} rounds" if info.get("rounds") else "",
+            f"{info['clients']} client{'s' * (info['clients'] != 1)}" if info.get("clients") else "",
+            f"{info['rounds']} round{'s' * (info['rounds'] != 1)}" if info.get("rounds") else "",
             f"rate {info['rate']:.3g}" if info.get("rate") else "",
             f"mu {info['mu']:.3g}" if info.get("mu") else "",
         ]
