@@ -1,4 +1,4 @@
-"""What the verbs for runs over a network have in common: options, certificates, a way to stop."""
+"""What the verbs for runs over a network have in common: options and certificates."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,15 +1,12 @@
 """The verb `compare`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from fedmezo.channels import aside, emit
 from fedmezo.cli_config import Json, Quiet, Settings, draw, stoppable
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["compare"]
 

@@ -1,4 +1,4 @@
-"""The verbs about configuration files, and the options that several verbs share."""
+"""The verbs about configuration files, and what several verbs share: options, a way to stop."""
 
 import json
 import re

@@ -32,8 +32,8 @@ def chosen_mu(config: Config, bench: ModelBench) -> tuple[float, tuple[str, ...]
 def lost_in_rounding(config: Config) -> tuple[str, ...]:
     """Returns a sentence where a mu that was asked for is too small for bfloat16; nothing is measured.
 
-    With adapters on SmolLM2 runs at 1e-3 were lost and those at 5e-3 were not (docs/studies/findings.md); all weights
-    together have larger slopes, and bear a smaller one.
+    With adapters on SmolLM2 runs at 1e-3 were lost and those at 5e-3 were not (docs/studies/findings.md); runs of all
+    weights were not tried.
     """
     mu, dtype = config.algorithm.mu, config.model.dtype
     walks = config.algorithm.name != "fedavg" and config.adapter.kind == "lora"

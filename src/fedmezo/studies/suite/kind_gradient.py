@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from statistics import fmean
 from typing import Any
@@ -54,7 +54,9 @@ def follow(settings: Settings, seed: int) -> Found:
     values: dict[str, Any] = {"rate": built.config.algorithm.rate, "dim": built.bench.params.dim}
     values |= {"measured": measured, "least": least, "ratio": measured / squares[0]}
     values |= {"drop": points[0]["loss"] - points[-1]["loss"]}
-    return points, values | (_bounded(config, asked, points[0]["loss"], measured, least) if asked["bounds"] else {})
+    if asked["bounds"]:
+        values |= _bounded(config, asked["directions"], points[0]["loss"], measured, least)
+    return points, values
 
 
 def _judged(built: Built, done: int, *, examples: int) -> dict[str, float]:
@@ -83,12 +85,14 @@ def squared_length(gradients: Sequence[torch.Tensor]) -> float:
     return (float(total.square().sum()) - own) / (many * (many - 1))
 
 
-def _bounded(config: Config, asked: dict[str, Any], gap: float, measured: float, least: float) -> dict[str, Any]:
-    """Returns constants and bounds. No loss is below 0, so the start's is the most that can be descended."""
-    found = measure_constants(config, asked=SamplingOptions(directions=asked["directions"])).constants
+def _bounded(config: Config, directions: int, gap: float, measured: float, least: float) -> dict[str, Any]:
+    """Returns constants and bounds, these in the limit of small mu, whose own terms would only add to them.
+
+    No loss is below 0, so the start's is the most that can be descended.
+    """
+    found = measure_constants(config, asked=SamplingOptions(directions=directions)).constants
     federation, rate = config.federation, float(config.algorithm.rate or 0.0)
     setting = Setting(
         clients=federation.clients, steps=federation.local_steps, rounds=federation.rounds, rate=rate, mu=0.0
     )
-    known = replace(found, effective_rank=max(1.0, found.effective_rank))
-    return asdict(known) | bounds_of(known, setting, gap=gap, measured=measured, least=least)
+    return asdict(found) | bounds_of(found, setting, gap=gap, measured=measured, least=least)
